@@ -1,4 +1,4 @@
-"""Encode a reading as a small integer, and as the character that represents it in a row of the phase map."""
+"""Encode the phase or status of a reading as a small integer, and as one character in a row of the phase map."""
 
 from collections.abc import Mapping
 from typing import Final
@@ -26,7 +26,7 @@ CHARACTERS: Final[Mapping[int, str]] = {
 
 
 def code_of(layer: LayerReport) -> int:
-    """Return the code of a reading: of its phase, 0 to 5 or -1, or of its status where it has no numbers."""
+    """Return the code of a reading: of its phase, 0 to 5 or -1; if it has no numbers, of its status."""
     return layer.phase.code if layer.status == "ok" else STATUS_CODES[layer.status]
 
 

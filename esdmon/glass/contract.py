@@ -1,13 +1,13 @@
-"""Build the JSON that the page reads, from records or from numbers by layer, wherever a run is stored.
+"""Build the JSON that the page reads, from records or from numbers by layer.
 
-The page asks for three things of a run, each with `"schema": 1`; it ignores keys that it does not know:
+The page requests three objects for a run, each with `"schema": 1`; it ignores unknown keys:
 
-- `overview`: names of layers, steps, a row of phases for each layer with a character a step, alerts, the table of last
-  readings, and in words what is wrong now;
+- `overview`: names of layers, steps, a row of phases for each layer with one character per step, alerts, the table of
+last readings, and a text on the current problems;
 - `lines` of a layer: the measures of `MEASURES` at each of its readings;
-- `frames` of a layer: its spectra, with all that is needed to draw each one.
+- `frames` of a layer: its spectra, each with all data that is needed to draw it.
 
-Steps are those of the horizontal axis: the Trainer's, where there is one.
+Steps are positions on the horizontal axis: the Trainer's steps if there is a Trainer, else optimizer steps.
 """
 
 import math
@@ -39,18 +39,18 @@ MEASURES: Final = (
     "update_ratio",
     "frobenius_norm",
 )
-"""Numbers of a layer that have lines, in the order of the tensor `esdmon/measures`; new ones are appended."""
+"""The numbers that are drawn as lines, in the order of the tensor `esdmon/measures`; append new ones at the end."""
 FIT: Final = ("alpha", "alpha_stderr", "xmin", "n_tail", "bulk_sigma", "bulk_edge", "n_spikes", "mp_soft_rank")
-"""Measures that are drawn into a spectrum, or written beside it."""
+"""Measures that are drawn in the picture of a spectrum, or written beside it."""
 MAX_ALERTS: Final = 400
-"""Alerts in one overview: those that fire, and the latest of the others. Our choice."""
+"""Largest number of alerts in one overview: firing ones first, then the latest others. Our choice."""
 MIN_GROUP: Final = 3
-"""Layers of a kind that make a group of their own. Our choice."""
+"""Smallest number of layers of one kind that form a group. Our choice."""
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """What is the same at each reading of a layer."""
+    """The properties of a layer that are the same at each reading."""
 
     name: str
     kind: str
@@ -67,7 +67,7 @@ class Layer:
 
     @classmethod
     def unread(cls, name: str) -> "Layer":
-        """Return a layer of which only the name is known."""
+        """Return a layer with a known name and no reading."""
         return cls(name, kind_of(name))
 
 
@@ -82,7 +82,7 @@ def measures_of(layer: LayerReport) -> list[float]:
 
 
 def frame_of(layer: LayerReport) -> Record:
-    """Return the spectrum of a reading that has one: `esd` as in the JSONL, the shape, and what is drawn into it.
+    """Return the spectrum of a reading: `esd` as in the JSONL, the shape, and the measures of its picture.
 
     Raises:
         ValueError: for a layer without a histogram.
@@ -104,7 +104,7 @@ def frame_of(layer: LayerReport) -> Record:
 
 
 def alert_of(alert: Alert, x: int) -> Record:
-    """Return the record of an alert, drawn at `x`; the step since which it holds is scaled as `x` is."""
+    """Return the record of an alert drawn at `x`; its `since` is converted to the unit of `x`."""
     since = alert.since * x // alert.step if alert.step > 0 else x
     keys = ("id", "rule", "severity", "state", "layer", "layers", "message")
     record = alert.to_record()
@@ -121,15 +121,15 @@ def overview(
     *,
     final: tuple[int, Sequence[str]] | None = None,
 ) -> Record:
-    """Return what the first screen shows.
+    """Return the data of the first screen.
 
     Args:
         layers: the layers of the run.
-        steps: of the columns, ascending.
-        rows: for each layer its codes, one of `codes.CHARACTERS` for each column.
-        alerts: records of `alert_of`, in order of time.
-        last: the last reading of each layer by name, as of `last_reading`.
-        final: step and rows of the last column, where it is not the last of `steps`.
+        steps: steps of the columns, ascending.
+        rows: a text for each layer, with one of `codes.CHARACTERS` for each column.
+        alerts: results of `alert_of`, in order of time.
+        last: results of `last_reading` by name of the layer.
+        final: step and rows of the last column, if it is not the last of `steps`.
     """
     step, ends = final or (steps[-1] if steps else None, rows)
     kept, left_out = _latest_alerts(alerts)
@@ -147,11 +147,11 @@ def overview(
 
 
 def groups(layers: Sequence[Layer]) -> list[Record]:
-    """Return the order in which layers are shown, by kind and within it by depth.
+    """Return the order in which layers are shown: by kind, and within a kind by depth.
 
     Returns:
-        For each group its `kind` and the indices of its `rows`. Layers of which there are not three of a kind stand
-        together in groups whose `kind` is empty.
+        For each group its `kind` and the indices of its `rows`. Layers of kinds with fewer than three layers form
+        groups whose `kind` is empty.
     """
     by_kind: dict[str, list[int]] = {}
     for index, layer in enumerate(layers):
@@ -168,7 +168,7 @@ def groups(layers: Sequence[Layer]) -> list[Record]:
 
 
 def choose_columns(steps: Sequence[int], codes: NDArray[np.int8], limit: int) -> list[int]:
-    """Return the indices of at most `limit` columns: the first and last, changes of a phase, others between.
+    """Return the indices of at most `limit` columns: first and last, changes of a phase, and others in between.
 
     Args:
         steps: of the columns, ascending.
@@ -194,12 +194,12 @@ def spread(steps: Sequence[int], limit: int) -> list[int]:
 
 
 def last_reading(step: int, measures: Sequence[float]) -> Record:
-    """Return the table's row of a layer: the step of its reading, and the values of `MEASURES`."""
+    """Return the row of a layer in the table: the step of its last reading, and the values of `MEASURES`."""
     return {"step": step} | {name: short(value) for name, value in zip(MEASURES, measures, strict=False)}
 
 
 def lines(steps: Sequence[int], columns: Iterable[Sequence[float]]) -> Record:
-    """Return the lines of a layer, from its steps and a sequence of values for each of `MEASURES`."""
+    """Return the data of the lines of a layer, from its steps and a sequence of values for each of `MEASURES`."""
     values = {name: [short(value) for value in column] for name, column in zip(MEASURES, columns, strict=False)}
     return {"schema": SCHEMA, "steps": list(steps), "values": values}
 
@@ -210,12 +210,12 @@ def frames(steps: Sequence[int], records: Sequence[Record]) -> Record:
 
 
 def short(value: Any) -> float | None:
-    """Return a number to four digits, which is more than a view can show; None if it is not finite."""
+    """Return a number rounded to four digits, more than a view can show; None if it is not finite."""
     return float(f"{value:.4g}") if value is not None and math.isfinite(value) else None
 
 
 def _latest_alerts(alerts: Sequence[Record]) -> tuple[list[Record], int]:
-    """Return at most `MAX_ALERTS` in their order, and how many were left out."""
+    """Return at most `MAX_ALERTS` alerts in their order, and the number of omitted alerts."""
     if len(alerts) <= MAX_ALERTS:
         return list(alerts), 0
     open_ids = {alert["id"] for alert in firing(alerts)[: MAX_ALERTS // 2]}

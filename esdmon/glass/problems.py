@@ -1,4 +1,4 @@
-"""Describe in words what is wrong at the end of a run, from its alerts and the last reading of each layer."""
+"""Describe the problems at the end of a run as text, from its alerts and the last reading of each layer."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
@@ -15,7 +15,7 @@ _NOT_OK: Final = {
 
 
 def firing(alerts: Iterable[Record]) -> list[Record]:
-    """Return the alerts that fire at the end, the most severe first, then those that began first."""
+    """Return the alerts that fire at the end, the most severe first, then in the order in which they began."""
     latest: dict[str, Record] = {}
     for alert in alerts:
         latest[alert["id"]] = alert
@@ -24,7 +24,7 @@ def firing(alerts: Iterable[Record]) -> list[Record]:
 
 
 def now(alerts: Sequence[Record], step: int | None, codes: Mapping[str, str]) -> Record:
-    """Return in words what is wrong at the end of a run, from its alerts and the last character of each layer.
+    """Return a description of the problems at the end of a run, from its alerts and the last code of each layer.
 
     Returns:
         `level` (a severity, or `quiet`), `title`, and `items` with `layer`, `since`, `title`, `text` and `lines`, one
@@ -85,7 +85,7 @@ def _place(alert: Record) -> str:
 
 
 def _without_heading(alert: Record) -> str:
-    """Return the message without the rule, and without the layers unless it is about other ones than the title."""
+    """Return the message without the rule, and without the layers if the title names the same ones."""
     message = str(alert["message"])
     heading, found, text = message.partition(f"{alert['rule']}: ")
     if not found or len(heading) >= len(text):

@@ -1,6 +1,6 @@
-"""Write one self-contained HTML file of runs: the page of TensorBoard's tab, with its data inside.
+"""Write one self-contained HTML file that shows runs: the page of TensorBoard's tab, with embedded data.
 
-Where scripts are switched off, as in mail or in Jenkins, the file shows a map, alerts and tables without them.
+If scripts are switched off, as in mail or in Jenkins, the file shows a static map, alerts and tables.
 """
 
 import base64
@@ -17,9 +17,9 @@ from esdmon.glass.static_html import static_html
 from esdmon.records import SCHEMA, Record
 
 MAX_BYTES: Final = 5_000_000
-"""Size of a report: what mail takes without complaint. Our choice."""
+"""Largest size of a report in bytes, which mail servers accept. Our choice."""
 _SHARE_WITHOUT_FRAMES: Final = 0.6
-"""Share of the room that maps and lines may take; the rest is for spectra. Our choice."""
+"""Share of the file that maps and lines may take; the rest is for spectra. Our choice."""
 _START: Final = """
 mount(document.getElementById('esdmon'),
   embeddedSource(JSON.parse(document.getElementById('esdmon-data').textContent)));
@@ -27,7 +27,7 @@ mount(document.getElementById('esdmon'),
 
 
 class Detail(NamedTuple):
-    """How much of each run is shown."""
+    """Limits on the data that is shown of each run."""
 
     columns: int = MAX_COLUMNS
     points: int = MAX_POINTS
@@ -48,9 +48,10 @@ def html(runs: Sequence[RunData], *, max_bytes: int = MAX_BYTES) -> str:
     """Return a report of runs.
 
     Args:
-        runs: with different names.
-        max_bytes: size of the file. Where it does not suffice, steps and points are thinned first, then spectra are
-            left out: those of layers with an alert or a change of phase are the last to go. The page says so.
+        runs: the runs, with different names.
+        max_bytes: largest size of the file. If the data does not fit, steps and points are thinned first, then spectra
+            are omitted; spectra of layers with an alert or a change of phase are omitted last. The page shows a note on
+            omitted data.
     """
     script, style = assets.script() + _START, assets.style()
     body = static_html([(run.name, run.overview(_DETAILS[-1].columns)) for run in runs])
@@ -70,7 +71,7 @@ def html(runs: Sequence[RunData], *, max_bytes: int = MAX_BYTES) -> str:
 
 
 def _fitting(runs: Sequence[RunData], room: int) -> str:
-    """Return the data of the page, as much of it as a number of bytes allows."""
+    """Return as much data of the page as fits into a number of bytes."""
     for detail in _DETAILS:
         views = [_without_frames(run, detail) for run in runs]
         size = len(_json(views).encode())
@@ -88,14 +89,14 @@ def _fitting(runs: Sequence[RunData], room: int) -> str:
 
 
 def _add_frames(runs: Sequence[RunData], views: Sequence[Record], *, count: int, room: int) -> None:
-    """Add spectra to the views, `count` of a layer at most, and the number of layers for which there is no room.
+    """Add to the views at most `count` spectra of each layer, and the number of layers that do not fit.
 
-    The layers of most interest come first, one of each run in turn, so that each run has its share.
+    The layers of most interest come first, alternating between the runs, so that each run gets its share.
     """
     for names in zip_longest(*(run.by_interest() for run in runs)):
         for run, view, name in zip(runs, views, names, strict=True):
             found = None if name is None else run.frames(name, count)
-            if not found or not found["steps"]:  # another run has more layers, or this one has no spectrum
+            if not found or not found["steps"]:  # another run has more layers, or this layer has no spectrum
                 continue
             size = len(_json({name: found}).encode())
             if size <= room:
@@ -117,7 +118,7 @@ def _without_frames(run: RunData, detail: Detail) -> Record:
 
 
 def _thinned(runs: Sequence[RunData], detail: Detail) -> list[str]:
-    """Return notes on the runs of which not every reading is shown."""
+    """Return notes on the runs with readings that are not shown."""
     return [
         f"{run.name}: {run.readings} readings. The map shows at most {detail.columns} of them, those at changes of a "
         f"phase first; lines have at most {detail.points} points. The JSONL has all."
@@ -127,7 +128,7 @@ def _thinned(runs: Sequence[RunData], detail: Detail) -> list[str]:
 
 
 def _json(value: Any) -> str:
-    """Return JSON without `<`, so that no text in it can end the element that it stands in."""
+    """Return JSON without `<`, so that no text in it can end the surrounding HTML element."""
     return json.dumps(value, separators=(",", ":"), allow_nan=False, ensure_ascii=False).replace("<", "\\u003c")
 
 

@@ -1,4 +1,4 @@
-"""Collect from reports and alerts what the views of one run need, in bounded memory."""
+"""Collect the data of the views of one run from reports and alerts, in bounded memory."""
 
 import json
 from bisect import bisect_right
@@ -13,33 +13,33 @@ from esdmon.glass.codes import NOT_READ, code_of, rows_of
 from esdmon.records import Alert, LayerReport, Record, Report
 
 MAX_COLUMNS: Final = 2000
-"""Steps of the phase map that are kept; a screen has no more pixels."""
+"""Number of steps of the phase map that are kept; screens do not have more pixels."""
 MAX_POINTS: Final = 600
-"""Points of a layer's lines that are kept. Our choice."""
+"""Number of points of a layer's lines that are kept. Our choice."""
 MAX_FRAMES: Final = 48
-"""Spectra of a layer that are kept, of some 700 bytes each. Our choice."""
+"""Number of spectra of a layer that are kept, about 700 bytes each. Our choice."""
 
 T = TypeVar("T")
 
 
 @final
 class Series(Generic[T]):
-    """Keep values by step: all up to twice `limit` of them, then every second, every fourth, …, and always the last.
+    """Values by step in bounded memory: all up to twice `limit`, then every second, every fourth …, always the last.
 
     Args:
-        limit: when there are more than twice as many, half of them are dropped.
+        limit: if there are more than twice as many values, half of them are dropped.
     """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._every = 1
-        self._number = -1  # of the last value
+        self._number = -1  # index of the last value that was added
         self.steps: list[int] = []
         self.values: list[T] = []
 
     def add(self, step: int, value: T) -> None:
         """Append a value."""
-        if self.steps and self._number % self._every:  # the one before was kept since it was the last
+        if self.steps and self._number % self._every:  # the value before was kept only because it was the last
             del self.steps[-1], self.values[-1]
         self._number += 1
         self.steps.append(step)
@@ -49,7 +49,7 @@ class Series(Generic[T]):
             self._every *= 2
 
     def rewind(self, step: int) -> None:
-        """Drop what is after a step."""
+        """Drop all values after a step."""
         count = bisect_right(self.steps, step)
         if count < len(self.steps):
             del self.steps[count:], self.values[count:]
@@ -58,10 +58,10 @@ class Series(Generic[T]):
 
 @final
 class RunData:
-    """Collect what the views show of one run.
+    """The data that the views show for one run.
 
     Args:
-        name: shown as the name of the run.
+        name: displayed name of the run.
     """
 
     def __init__(self, name: str) -> None:
@@ -82,7 +82,7 @@ class RunData:
 
     @property
     def layers(self) -> list[contract.Layer]:
-        """Return the layers in the order in which they came."""
+        """Return the layers in the order of their first readings."""
         return list(self._layers.values())
 
     def add(self, report: Report, due: Iterable[LayerReport] | None = None) -> None:
@@ -90,7 +90,7 @@ class RunData:
 
         Args:
             report: the report.
-            due: layers whose spectra are kept; None for all that were read and have one.
+            due: layers whose spectra are kept; None for all layers that were read at this step and have a spectrum.
         """
         self.readings += 1
         self._step, self._x = report.step, report.x
@@ -108,12 +108,12 @@ class RunData:
         self._columns.add(report.x, np.array(list(codes.values()), dtype=np.int8))
 
     def add_alert(self, alert: Alert) -> None:
-        """Add an alert, at the place of the last report if that has its step, else at its own step."""
+        """Add an alert, at the x-coordinate of the last report if both have the same step, else at its own step."""
         x = self._x if alert.step == self._step else alert.step
         self.alerts.append(contract.alert_of(alert, x))
 
     def rewind(self, step: int) -> None:
-        """Drop what is after a step, in optimizer steps."""
+        """Drop all data after a step, in optimizer steps."""
         x = step * self._x // max(self._step, 1)
         self._columns.rewind(x)
         self.alerts = [alert for alert in self.alerts if alert["step"] <= x]
@@ -123,7 +123,7 @@ class RunData:
             frame.rewind(x)
 
     def overview(self, columns: int = MAX_COLUMNS) -> Record:
-        """Return what the first screen shows, with at most this many columns."""
+        """Return the data of the first screen, with at most this many columns."""
         matrix, steps = self._matrix(), self._columns.steps
         chosen = contract.choose_columns(steps, matrix, columns)
         last = {
@@ -149,7 +149,7 @@ class RunData:
         return contract.frames([series.steps[k] for k in chosen], [json.loads(series.values[k]) for k in chosen])
 
     def by_interest(self) -> list[str]:
-        """Return the names of the layers: those with an alert, then those whose phase changed, then the others."""
+        """Return the names of the layers: those with an alert, those with a change of phase, then the others."""
         alerted = {name for alert in self.alerts for name in alert["layers"]}
         matrix = self._matrix()
         read = matrix != NOT_READ
@@ -157,7 +157,7 @@ class RunData:
         return sorted(self._layers, key=lambda name: (name not in alerted, name not in changed))
 
     def _matrix(self) -> NDArray[np.int8]:
-        """Return the codes, of shape (columns, layers); layers that came later were not read before."""
+        """Return the codes, of shape (columns, layers); a layer counts as unread before its first reading."""
         columns = self._columns.values
         matrix = np.full((len(columns), len(self._layers)), NOT_READ, dtype=np.int8)
         for column, codes in zip(matrix, columns, strict=True):

@@ -1,4 +1,4 @@
-"""Render the page as HTML without scripts: a map in SVG, what is wrong now, the alerts and the last readings."""
+"""Render the page as HTML without scripts: a map in SVG, current problems, alerts and last readings."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ _LEGEND: Final = {
 """Text and colour of each character of a row; `static/app.js` has the same."""
 _LEFT, _WIDTH, _RIGHT, _TOP, _GAP = 230, 640, 110, 16, 6
 _LEGIBLE = 11
-"""Height of a row from which on its name fits."""
+"""Smallest height of a row at which its name fits."""
 
 
 def static_html(runs: Sequence[tuple[str, Record]]) -> str:
@@ -56,7 +56,7 @@ def _alert(alert: Record) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Layout:
-    """Where the rows and columns of a map are."""
+    """The positions of the rows and columns of a map."""
 
     row_height: int
     tops: dict[int, float]
@@ -99,7 +99,7 @@ def _map(view: Record) -> str:
 
 
 def _paths(view: Record, layout: _Layout) -> dict[str, str]:
-    """Return for each phase one path of all stretches of columns in it."""
+    """Return an SVG path for each phase, which covers all columns in that phase."""
     paths: dict[str, list[str]] = {}
     for row, y in layout.tops.items():
         start = 0
@@ -112,7 +112,7 @@ def _paths(view: Record, layout: _Layout) -> dict[str, str]:
 
 
 def _labels(view: Record, layout: _Layout) -> str:
-    """Return the names of rows with their last phase; where rows are too low, of the kinds and of alerted rows."""
+    """Return labels with name and last phase of rows; if rows are too low, only for kinds and for rows with alerts."""
     alerted = {name for alert in firing(view["alerts"]) for name in alert["layers"]}
     right, texts = _LEFT + _WIDTH + 8, []
     is_legible = layout.row_height >= _LEGIBLE

@@ -1,4 +1,4 @@
-"""Choose the columns of a table of layers by name: keys of a layer's record, and a few that combine several keys."""
+"""Choose the columns of a table of layers by name: keys of a layer's record, and combinations of several keys."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,18 +19,18 @@ class Column:
     """A column of a table of layers."""
 
     name: str
-    """The name by which it is chosen on the command line."""
+    """The name of the column on the command line."""
     title: str
     cell: Callable[[LayerReport], str]
     """Returns the text for a layer; a dash for a measure that is undefined."""
     key: Callable[[LayerReport], SortKey | None]
-    """Returns what the layers are sorted by; None for a layer without a value, which comes last."""
+    """Returns the sort key of a layer; None for a layer without a value, which comes last."""
     brief: Callable[[LayerReport], str] | None = None
-    """Returns a shorter text, where several readings share a cell; None uses `cell`."""
+    """Returns a shorter text for a cell that shows several readings; None uses `cell`."""
     left: bool = False
-    """True if its cells are aligned to the left."""
+    """True if the cells are aligned to the left."""
     every_status: bool = False
-    """True if a layer that was not read has a value as well."""
+    """True if the column also has values for layers that were not read."""
 
     def show(self, layer: LayerReport, *, briefly: bool = False) -> str:
         """Return the cell of a layer, which is empty if it was not read."""
@@ -45,7 +45,7 @@ def _number(layer: LayerReport, name: str) -> SortKey | None:
 
 
 def _moved(layer: LayerReport) -> str:
-    if math.isinf(layer.update_ratio):  # from zero
+    if math.isinf(layer.update_ratio):  # the weight was zero before
         return "∞"
     return "–" if math.isnan(layer.update_ratio) else f"{layer.update_ratio:.2%}"
 
@@ -121,19 +121,20 @@ _OWN = (
 )
 _BY_NAME: Mapping[str, Column] = {column.name: column for column in _OWN}
 TABLE = ("layer", "type", "shape", "phase", "alpha", "mp_soft_rank", "stable_rank", "hard_rank", "n_spikes")
-"""Columns of a table of one checkpoint where none are chosen."""
+"""Default columns of the table of one checkpoint."""
 COMPARISON = ("layer", "moved", "alpha", "mp_soft_rank", "phase")
-"""Columns of a comparison where none are chosen."""
+"""Default columns of a comparison."""
 DROPPED_FIRST = ("hard_rank", "stable_rank", "type")
-"""Columns that a narrow terminal does not show, in this order, where none are chosen."""
+"""Default columns that are dropped on a narrow terminal, in this order."""
 
 
 def choose_columns(option: str, names: Iterable[str], measures: Iterable[str]) -> tuple[Column, ...]:
     """Return the columns of these names.
 
     Args:
-        option: where they were chosen, for the error.
-        names: of columns: those of `TABLE` and `COMPARISON`, keys of a layer's record, measures, `<measure>_null`.
+        option: name of the option with these names, for the error message.
+        names: names of columns: those of `TABLE` and `COMPARISON`, keys of a layer's record, measures,
+            `<measure>_null`.
         measures: names of all known measures.
 
     Raises:
@@ -154,7 +155,7 @@ def measures_in(columns: Sequence[Column], known: Iterable[str]) -> list[str]:
 
 
 def sort_layers(layers: Sequence[LayerReport], column: Column, *, descending: bool = False) -> list[LayerReport]:
-    """Return the layers sorted by a column, those without a value last; equal ones keep their order."""
+    """Return the layers sorted by a column, layers without a value last; the sort is stable."""
     keyed = [(key, layer) for layer in layers if (key := column.key(layer)) is not None]
     rest = [layer for layer in layers if column.key(layer) is None]
     return [layer for _, layer in sorted(keyed, key=lambda pair: pair[0], reverse=descending)] + rest

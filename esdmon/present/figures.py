@@ -1,8 +1,8 @@
-"""Draw the spectrum of a layer, from its record alone, for sinks that show pictures.
+"""Draw the spectrum of a layer from its record, for sinks that show pictures.
 
-Pictures are drawn while a model trains, so they must cost no more than a reading: matplotlib is imported and used once
-before training (`prepare_drawing`), one figure serves all pictures, and the axes, the key and the numbers at the axes
-are drawn by hand, without matplotlib's locators, formatters and layout, which took nine tenths of the time.
+Pictures are drawn while a model trains, so drawing must not take longer than a reading: matplotlib is imported and used
+once before training (`prepare_drawing`), one figure is reused for all pictures, and axes, legend and tick labels are
+drawn directly, without matplotlib's locators, formatters and layout, which took nine tenths of the time.
 """
 
 import logging
@@ -34,7 +34,7 @@ _local = threading.local()  # matplotlib is not thread-safe: each thread has its
 
 
 def prepare_drawing() -> bool:
-    """Draw a first picture, so that no later one waits for an import.
+    """Draw a first picture, so that later ones do not wait for imports.
 
     Returns:
         True if pictures can be drawn; False without matplotlib, or with a damaged installation, which is logged.
@@ -44,14 +44,14 @@ def prepare_drawing() -> bool:
         draw_esd(LayerReport("fc", "ok", 0, N=4, M=4, esd=esd, measures={"bulk_sigma": 0.5, "bulk_edge": 1.0}))
     except MissingExtraError:
         return False
-    except Exception as error:  # noqa: BLE001 -- an installation that is damaged must not keep a model from training
+    except Exception as error:  # noqa: BLE001 -- a damaged installation must not prevent training
         _log.warning("esdmon: matplotlib failed (%s): no pictures are drawn. Reinstall matplotlib.", error)
         return False
     return True
 
 
 def draw_esd(layer: LayerReport) -> NDArray[np.uint8]:
-    """Draw the density of eigenvalues, the noise that fits its bulk, and the fitted power law, on logarithmic axes.
+    """Draw the density of eigenvalues, the law of noise of its bulk, and the fitted power law, on logarithmic axes.
 
     Returns:
         RGB values of shape (400, 640, 3).
@@ -170,7 +170,7 @@ class _Painter:
         return bottom, top
 
     def _draw_noise(self, layer: LayerReport, esd: Esd, bottom: float, top: float) -> float:
-        """Draw the law of noise and its edge, and return the right limit of what is drawn."""
+        """Draw the law of noise and its edge, and return the right limit of the drawn curves."""
         noise = curves.noise(layer, esd)
         for artist in (self._noise, self._edge, self._noise_key, self._edge_key):
             artist.set_visible(noise is not None)

@@ -9,9 +9,9 @@ from esdmon.records import LayerReport, Report
 from esdmon.spectrum import Phase
 
 HISTOGRAM_INTERVAL = 5
-"""Readings of a layer from one histogram of it to the next: a histogram costs as much as ten numbers. Our choice."""
+"""Number of readings between two histograms of a layer: a histogram costs as much as ten numbers. Our choice."""
 MAX_HISTOGRAMS = 24
-"""Histograms in one report: they cost as much as the numbers of two hundred layers. Our choice."""
+"""Largest number of histograms in one report: they cost as much as the numbers of two hundred layers. Our choice."""
 
 
 @final
@@ -32,7 +32,7 @@ class Media:
         return len(self._pictures)
 
     def histograms(self, report: Report) -> list[LayerReport]:
-        """Return the layers of which a histogram is due."""
+        """Return the layers for which a histogram is due."""
         return self._histograms.due(report)
 
     def queue_changed(self, report: Report) -> None:
@@ -54,7 +54,7 @@ class Media:
         return self._pictures.take()
 
     def rewind(self, step: int) -> None:
-        """Forget what was read after a step, and begin the schedule again."""
+        """Drop pictures of readings after a step, and restart the schedule."""
         self._pictures.rewind(step)
         self._restart()
 
@@ -65,10 +65,10 @@ class Media:
 
 @final
 class HistogramSchedule:
-    """Decide at each report of which layers a histogram is due.
+    """Schedule of the histograms: decides at each report for which layers one is due.
 
     Args:
-        most: histograms in one report; None for no limit.
+        most: largest number of histograms in one report; None for no limit.
     """
 
     def __init__(self, *, most: int | None = None) -> None:
@@ -77,10 +77,10 @@ class HistogramSchedule:
         self._readings_since: dict[str, int] = {}
 
     def due(self, report: Report) -> list[LayerReport]:
-        """Return the layers of which a histogram is due, those with another phase and those overdue the longest first.
+        """Return the layers for which a histogram is due: changed phases first, then the longest overdue.
 
-        One is due at the first reading of a layer, where its phase differs from that of its last histogram, and
-        `HISTOGRAM_INTERVAL` readings after that.
+        A histogram is due at the first reading of a layer, when the phase differs from the phase at its last histogram,
+        and `HISTOGRAM_INTERVAL` readings after its last histogram.
         """
         since = self._readings_since
         overdue: list[tuple[float, LayerReport]] = []
@@ -99,17 +99,17 @@ class HistogramSchedule:
 
 @final
 class ChangeSchedule:
-    """Decide at each report which layers get a picture because their phase has changed."""
+    """Schedule of the pictures: decides at each report which layers get one because their phase has changed."""
 
     def __init__(self) -> None:
         self._phases: dict[str, Phase] = {}
         self._last_picture: dict[str, int] = {}  # step
 
     def due(self, report: Report) -> list[LayerReport]:
-        """Return the layers whose phase differs from that of their last picture, or of their first reading.
+        """Return the layers whose phase differs from the phase in their last picture, or at their first reading.
 
-        A layer may have a picture again when the run is twice as long as at its last one, so that one on the border
-        between two phases does not have a picture at every report.
+        A layer gets its next picture only when the run is twice as long as at its last picture, so that a layer on the
+        border between two phases does not get a picture at every report.
         """
         found = []
         for layer in report.new:
@@ -125,10 +125,10 @@ class ChangeSchedule:
 
 @final
 class PictureQueue:
-    """A queue of layers to draw, each at most once. The layers that were put first last are taken first.
+    """A queue of layers to draw, with each layer at most once. The latest layers of `put_first` are taken first.
 
-    A layer that is put in again before it is taken is replaced by its newer reading. Layers without a histogram, and
-    readings that were taken before, are skipped.
+    If a layer is put into the queue again before it is taken, the newer reading replaces the older one. Layers without
+    a histogram, and readings that were taken before, are skipped.
     """
 
     def __init__(self) -> None:
@@ -147,7 +147,7 @@ class PictureQueue:
                 self._waiting[layer.name] = layer
 
     def put_last(self, layers: Iterable[LayerReport]) -> None:
-        """Put layers behind all others, in their order; those that are in the queue keep their place."""
+        """Put layers behind all others, in their order; layers already in the queue keep their place."""
         new = {layer.name: layer for layer in layers if self._is_new(layer)}
         behind = {name: new[name] for name in reversed(new) if name not in self._waiting}
         self._waiting = behind | {name: new.get(name, layer) for name, layer in self._waiting.items()}
@@ -161,7 +161,7 @@ class PictureQueue:
         return layer
 
     def rewind(self, step: int) -> None:
-        """Forget what was read after a step."""
+        """Drop readings after a step."""
         self._waiting = {name: layer for name, layer in self._waiting.items() if layer.step <= step}
         self._taken = {name: taken for name, taken in self._taken.items() if taken <= step}
 

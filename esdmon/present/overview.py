@@ -1,6 +1,7 @@
-"""Draw the phases of all layers over a run in one picture: which layer, since which step, and which alerts fire.
+"""Draw one picture of a run: the phase of each layer over the steps, and the alerts.
 
-It is drawn with Pillow, which TensorBoard installs, in letters that can be read where a tracker shows it half as large.
+It is drawn with Pillow, which TensorBoard installs. The letters are large, since trackers show the picture at half its
+size.
 """
 
 from bisect import bisect_right
@@ -30,12 +31,13 @@ _NAME_WIDTH: Final = _LEFT - 13  # pixels of the names beside the map
 _SHORTEST_NAME: Final = 6  # characters
 _TEXT, _BACKGROUND, _UNREAD = "#222222", "#ffffff", "#eef0f2"
 _SINGLE_ROWS: Final = 14
-"""Layers up to which each has a row with its name; more are grouped by kind. Our choice."""
-_ENDED: Final = 5  # alerts that have ended, in the text; our choice
+"""Largest number of layers that have rows with their own names; more layers are grouped by kind. Our choice."""
+_ENDED: Final = 5  # number of ended alerts in the text; our choice
 _LINE = 20  # pixels from one line of text to the next
-_LAST_READING = 0.02  # of the width, for what the last reading has found
+_LAST_READING = 0.02  # share of the width for the last reading
 _REDRAWN_AFTER = 50
-"""A picture is drawn again after a fiftieth of all readings: 10 000 readings have some 300. Our choice."""
+"""The picture is drawn again when the number of readings has grown by a fiftieth: about 300 times in 10 000 readings.
+Our choice."""
 _STATES: Final[Mapping[str, str]] = {
     **{phase.value: colour for phase, colour in PHASE_HEX.items()},
     **STATUS_HEX,
@@ -45,7 +47,7 @@ _STATES: Final[Mapping[str, str]] = {
 
 @final
 class Overview:
-    """The picture of one sink: what it shows, and when it is due to be drawn again."""
+    """The picture of one sink, with the schedule of its drawing."""
 
     def __init__(self) -> None:
         self._can_draw = _can_draw()
@@ -70,7 +72,7 @@ class Overview:
         self._is_due = True
 
     def rewind(self, step: int) -> None:
-        """Forget what happened after a step."""
+        """Drop all data after a step."""
         self.timeline.rewind(step)
         self._is_due = False
 
@@ -79,17 +81,17 @@ class Overview:
         self.timeline = course
 
     def make_due(self) -> None:
-        """Draw what the last report says, though the next picture was not due yet."""
+        """Make the picture due, if the last report is not in it yet."""
         self._is_due |= self._drawn_at < self._readings
 
     def draw(self) -> NDArray[np.uint8]:
-        """Draw the picture, which is then not due before there is more."""
+        """Draw the picture; it is due again when there is new data."""
         self._is_due, self._drawn_at = False, self._readings
         return draw_overview(self.timeline)
 
 
 class _Row(NamedTuple):
-    """Where a layer is drawn."""
+    """The position of a layer in the picture."""
 
     name: str
     top: float
@@ -156,13 +158,13 @@ class _Painter:
             text = f"{episode.alert.rule}{where} since step {episode.alert.since}"
             longer = text + not_at(episode.alert.since, episode.alert.after)
             text = longer if self._font.getlength(masked(longer)) <= WIDTH - 16 else text
-            if len(layers) == 1:  # the rule and the step stay whole
+            if len(layers) == 1:  # the rule and the step are not shortened
                 room = WIDTH - 16 - self._font.getlength(masked(text.replace(where, " in ", 1)))
                 text = text.replace(where, f" in {self._fitted(layers[0], room)}", 1)
             self._write(8, 2 + (line + 1) * _LINE, text, width=WIDTH - 16, colour=_colour_of(episode))
 
     def _place(self) -> tuple[list[_Row], list[tuple[str, float]]]:
-        """Return the row of each layer, and labels with the height at which they stand."""
+        """Return the row of each layer, and the labels with their vertical positions."""
         names = list(self._timeline.stages)
         height = HEIGHT - _BOTTOM - _TOP
         if len(names) <= _SINGLE_ROWS:
@@ -184,7 +186,7 @@ class _Painter:
         return rows, labels
 
     def _apart(self, names: Sequence[str]) -> Sequence[str]:
-        """Return names that fit beside the map; where their ends are alike, with the parts in which they differ."""
+        """Return names shortened to fit beside the map; names with equal ends keep the parts in which they differ."""
         fitted = [self._fitted(name, _NAME_WIDTH) for name in names]
         if len(set(fitted)) == len(names):
             return fitted
@@ -217,7 +219,7 @@ class _Painter:
             elif name in rows and episode.ended is None:
                 middle = (rows[name].top + rows[name].bottom) / 2
                 self._pen.rectangle((_LEFT - 7, middle - 3, _LEFT - 2, middle + 3), fill=colour)
-                self._draw_row(_Row(name, middle - 2, middle + 2))  # a row of one point would not be seen
+                self._draw_row(_Row(name, middle - 2, middle + 2))  # a row of one pixel would be invisible
 
     def _write_steps(self) -> None:
         bottom = HEIGHT - _BOTTOM + 2
@@ -254,7 +256,7 @@ class _Painter:
         self._pen.text((left, y), text, fill=colour, font=self._font, stroke_width=0.4 if bold else 0)
 
     def _fitted(self, text: str, width: float) -> str:
-        """Return a text that fits, with `…` in the place of its beginning: names differ at their ends."""
+        """Return a text that fits, with `…` in place of its beginning, since names differ at their ends."""
         text = masked(text)
         if self._font.getlength(text) <= width:
             return text
@@ -278,18 +280,18 @@ def _colour_of(episode: Episode) -> str:
 
 
 def _can_draw() -> bool:
-    """Return whether a picture can be drawn, so that none fails, or imports something, while a model trains."""
+    """Return whether pictures can be drawn; the check also imports Pillow before training."""
     timeline = Timeline()
     timeline.stages["fc"] = [Stage(0, Phase.RANDOM_LIKE.value)]
     try:
         draw_overview(timeline)
-    except Exception:  # noqa: BLE001 -- Pillow is missing, or without its letters: there is no picture
+    except Exception:  # noqa: BLE001 -- Pillow or its fonts are missing: no pictures
         return False
     return True
 
 
 def alert_text(timeline: Timeline) -> str:
-    """Return in Markdown the alerts that fire now, the worst first, and the last five that ended."""
+    """Return a text in Markdown on the alerts that fire now, the worst first, and the last five that ended."""
     firing = timeline.firing
     lines = [f"**{_how_many_fire(firing)} now**", ""]
     for each in firing:
@@ -303,5 +305,5 @@ def alert_text(timeline: Timeline) -> str:
 
 
 def _plain(message: str) -> str:
-    """Return a message in which Markdown finds nothing to format, such as the `_` or `*` of a name."""
+    """Return a message with characters escaped that Markdown would format, such as `_` or `*` in a name."""
     return "".join(f"\\{letter}" if letter in r"\`*_{}[]<>#|" else letter for letter in message)

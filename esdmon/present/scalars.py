@@ -1,16 +1,16 @@
-"""Select the numbers of a report by tag, limited to what a person can look at.
+"""Select the numbers of a report by tag, and limit their number for trackers that draw a chart for each tag.
 
 Tags are `esdmon_summary/<name>` and `esdmon_<measure>/<layer>`: TensorBoard and Weights & Biases group by the part
 before the slash, so each measure is a group with a chart for each layer. A model of 72 matrices with all measures would
-have 1900 charts. So where `Report.max_tags` does not allow that, only the chief measures have series. Where these are
-still too many, each kind of layer has one, `esdmon_alpha/transformer.h.all.mlp.c_fc`, the median over its layers; and
-single layers, evenly spaced over the depth, have theirs as far as the limit allows. The choice depends on the model
+have 1900 charts. If that exceeds `Report.max_tags`, only the chief measures have series. If these are still too many,
+each kind of layer has one series, `esdmon_alpha/transformer.h.all.mlp.c_fc`, the median over its layers, and as many
+single layers as the limit allows, evenly spaced over the depth, have their own series. The choice depends on the model
 alone, so that no series has gaps. The JSONL has everything.
 
-TensorBoard is given less, `as_charts`: of five layers with the default measures 45 series at most, and not 200.
+TensorBoard gets fewer series (`as_charts`): for five layers with the default measures at most 45 instead of 200.
 
-Tags contain ASCII letters, digits, `_ - . : /` and blanks only, have 250 characters at most, and are not, as a path,
-that of another tag. Every tracker accepts them; MLflow rejects a whole report for one `+`, `*` or `//` in it.
+Tags contain only ASCII letters, digits, `_ - . : /` and blanks, have at most 250 characters, and no two tags are equal
+as file paths. Every tracker accepts them; MLflow rejects a whole report for one `+`, `*` or `//` in it.
 """
 
 import hashlib
@@ -82,13 +82,13 @@ def summary_tags(summary: Mapping[str, float]) -> dict[str, float]:
 def scalars(report: Report, *, as_charts: bool = False) -> dict[str, float]:
     """Return the finite numbers of the summary, and of the layers that were read or screened at this step, by tag.
 
-    Norms that were screened are in the series of the readings; λmax where its residual is at most a hundredth.
+    Screened norms are in the same series as those of readings; λmax only if its residual is at most a hundredth.
 
     Args:
         report: the report.
-        as_charts: for a tracker that draws a chart for each tag: of the default measures the chief ones only, unless
-            `max_tags` is None; and an alpha that is not meaningful as `alpha_noise`, so that it is not drawn like one
-            that is.
+        as_charts: for a tracker that draws a chart for each tag: return only the chief ones of the default measures,
+            unless `max_tags` is None; and return an alpha that is not meaningful as `alpha_noise`, so that it is not in
+            the chart of meaningful ones.
     """
     numbers = summary_tags(report.summary)
     ok = [layer for layer in report.new if layer.status == "ok"]
@@ -114,7 +114,7 @@ def scalars(report: Report, *, as_charts: bool = False) -> dict[str, float]:
 
 
 def _with_norms(layer: LayerReport, screened: Screened | None) -> LayerReport:
-    """Return a layer with the norms that were screened after its reading, of those that it has."""
+    """Return a layer with those of its norms replaced that were screened after its reading."""
     if screened is None:
         return layer
     norms = {measure: value for measure, value in screened.measures.items() if measure in layer.measures}
@@ -129,8 +129,8 @@ class Namespace:
     assigned at the first tag, so that a sink that never writes takes none.
 
     Args:
-        place: the run, writer or tracker that is written to.
-        description: what the log calls the place.
+        place: the run, writer or tracker that the sink writes to.
+        description: name of the place in log messages.
     """
 
     def __init__(self, place: object, description: str) -> None:
@@ -140,11 +140,11 @@ class Namespace:
         self._description = description
 
     def __call__(self, tag: str) -> str:
-        """Return a tag of `esdmon_…` as this sink writes it."""
+        """Return a tag `esdmon_…` with the namespace of this sink."""
         return self._prefix() + tag.removeprefix(_PREFIX)
 
     def rename(self, values: Mapping[str, float]) -> dict[str, float]:
-        """Return values by tag, with the tags as this sink writes them."""
+        """Return values by tag, with the namespace of this sink in the tags."""
         return {self(tag): value for tag, value in values.items()}
 
     def release(self) -> None:
@@ -178,7 +178,7 @@ class _Series:
     """The series of layers that a report may have."""
 
     layers: set[str]
-    """Names of the layers that have series of their own."""
+    """Names of the layers that have their own series."""
     measures: Sequence[str] | None = None
     """Measures that have series; None for all."""
     kinds: Mapping[str, Sequence[str]] = field(default_factory=dict)
@@ -188,10 +188,10 @@ class _Series:
 def _choose_series(report: Report, measures: Collection[str], *, as_charts: bool) -> _Series:
     """Choose as many series as `Report.max_tags` allows; each layer or kind also has `update_ratio`, `phase`."""
     names = [layer.name for layer in report] + list(report.waiting)
-    limit, more = report.max_tags, 3 if as_charts else 2  # alpha may have two
+    limit, more = report.max_tags, 3 if as_charts else 2  # alpha may have two series
     if limit is None:
         return _Series(set(names))
-    if as_charts and set(measures) >= _OF_ALL:  # else they were chosen by name
+    if as_charts and set(measures) >= _OF_ALL:  # else the user has chosen measures by name
         measures = [measure for measure in measures if measure not in _SECONDARY]
     if len(names) * (len(measures) + more) <= limit:
         return _Series(set(names), tuple(measures))
@@ -228,7 +228,7 @@ def _evenly_spaced(names: list[str], count: int) -> set[str]:
 
 
 def _quantities(layer: LayerReport, measures: Iterable[str], *, as_charts: bool) -> Iterator[tuple[str, float]]:
-    """Yield what has a series, and its value: how far the weight has moved, measures, and the phase."""
+    """Yield the name and value of each quantity with a series: the update ratio, measures, and the phase."""
     yield "update_ratio", layer.update_ratio
     for measure in measures:
         is_noise = as_charts and measure == "alpha" and not layer.alpha_is_meaningful
@@ -237,7 +237,7 @@ def _quantities(layer: LayerReport, measures: Iterable[str], *, as_charts: bool)
 
 
 def _medians(kind: str, layers: list[LayerReport], *, as_charts: bool) -> dict[str, float]:
-    """Return the medians of the chief measures and of the phase, by tag; none where no value is finite."""
+    """Return the medians of the chief measures and of the phase, by tag; none if no value is finite."""
     values: dict[str, list[float]] = {}
     for layer in layers:
         if layer.status == "ok":

@@ -7,15 +7,15 @@ from esdmon.records.text import count, named
 from esdmon.spectrum import Phase
 
 NEARLY_FULL = 0.97
-"""Share of the full rank below which a layer is near collapse; the alert `rank_collapse` ends at the same value."""
+"""Share of the full rank below which a layer is near collapse; above it the alert `rank_collapse` ends."""
 
 _NO_VERDICT = "no verdict: the only layer could not be read"
 
 
 def verdict(layers: Sequence[LayerReport]) -> str:
-    """Return one sentence: how many layers have which fault, with names, and what the others show.
+    """Return one sentence: the number and names of the layers with each fault, and the phases of the others.
 
-    Each layer counts once, with its gravest fault. Near collapse is a weight that has lost more than 3 % of its rank
+    Each layer counts once, with its gravest fault. A weight is near collapse if it has lost more than 3 % of its rank
     but is not in the phase rank-collapse. Differences and adapters may have any rank and any alpha.
     """
     by_state: dict[str, list[str]] = {state: [] for state in (*_FAULTS, *_STATES)}
@@ -44,7 +44,7 @@ _FAULTS: Mapping[str, Callable[[LayerReport], bool]] = {
     "over-regularised": lambda layer: layer.over_regularized,
     "near collapse": lambda layer: layer.is_weight and _rank(layer) < NEARLY_FULL * layer.n_eigenvalues,
 }
-"""The gravest first."""
+"""Faults in order of gravity, the gravest first."""
 _STATES: Mapping[str, Callable[[LayerReport], bool]] = {
     "not read": lambda layer: not layer.was_read,
     "equal to the reference": lambda layer: layer.reason == EQUAL,

@@ -1,4 +1,4 @@
-"""Compare the ΔW of an adapter with the weight that it is added to, from the readings of both."""
+"""Compute `base_ratio` of an adapter: compare its ΔW with the weight that it is added to, from both readings."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from esdmon.records.layer import LayerReport
 
 BASE_RATIO = "base_ratio"
 """Name of the measure."""
-_ADAPTER = re.compile(r"(?P<base>.+)/lora(\.[^@]*)?(?P<rank>(@.*)?)")  # a rank where several have one name
+_ADAPTER = re.compile(r"(?P<base>.+)/lora(\.[^@]*)?(?P<rank>(@.*)?)")  # a rank if names are ambiguous
 
 
 def base_of(name: str) -> str:
@@ -23,8 +23,8 @@ def base_of(name: str) -> str:
 def beside_base(layer: LayerReport, layers: Mapping[str, LayerReport]) -> LayerReport:
     """Return a reading of an adapter's ΔW with `base_ratio`, ‖ΔW‖₂/‖W‖₂; any other reading unchanged.
 
-    NaN where the base is not read, or is not a single matrix: the positions of a convolution are read one by one, while
-    ΔW is read as a whole.
+    It is NaN if the base is not read, or is not a single matrix: the positions of a convolution are read one by one,
+    while ΔW is read as a whole.
 
     Args:
         layer: a reading.

@@ -44,12 +44,12 @@ def heights(esd: Esd) -> NDArray[np.float64]:
 
 
 def noise(layer: Layer, esd: Esd) -> Curve | None:
-    """Return the density of the noise that fits the bulk; None where no bulk was found."""
+    """Return the density of the noise that fits the bulk; None if no bulk was found."""
     edge, sigma2 = layer.measures.get("bulk_edge", np.nan), layer.measures.get("bulk_sigma", np.nan) ** 2
     if not (np.isfinite(edge) and edge > 0 and sigma2 > 0):
         return None
     with np.errstate(all="ignore"):
-        if esd.noise:  # of rows and columns with different scales
+        if esd.noise:  # noise with different scales of rows and columns
             edges = np.asarray(esd.edges)
             return (edges[1:] + edges[:-1]) / 2, np.log10(np.asarray(esd.noise) / (esd.total * np.asarray(esd.widths)))
         low, high = mp_edges(layer.Q)
@@ -59,7 +59,7 @@ def noise(layer: Layer, esd: Esd) -> Curve | None:
 
 
 def power_law(layer: Layer, esd: Esd) -> Curve | None:
-    """Return the two ends of the fitted power law, from xmin on; None where there is none."""
+    """Return the two ends of the fitted power law, which begins at xmin; None without a fit."""
     alpha, xmin, n_tail = (layer.measures.get(name, np.nan) for name in ("alpha", "xmin", "n_tail"))
     if not (np.isfinite(alpha) and alpha > 1 and xmin > 0 and n_tail > 0):
         return None

@@ -1,8 +1,8 @@
 """Write pieces of HTML for notebooks.
 
-Styles are inline, since viewers of notebooks drop style sheets, and no colour of text or background is set but those of
-phases and severities: the page's own are inherited, so that it can be read in dark and in light. Where styles are
-dropped too, as on GitHub, nothing is lost: each colour stands beside its name.
+Styles are inline, since viewers of notebooks drop style sheets. Only the colours of phases and severities are set; all
+other colours are inherited, so that the text is legible on dark and on light pages. If styles are dropped too, as on
+GitHub, no information is lost, since each colour stands beside its name.
 """
 
 from collections.abc import Collection, Iterable, Sequence
@@ -31,12 +31,12 @@ def strong(text: str) -> Markup:
 
 
 def faint(text: str) -> Markup:
-    """Return a text that the eye may skip."""
+    """Return a text in a faint colour."""
     return Markup(f'<span style="opacity: .6">{escape(text)}</span>')
 
 
 def badge(text: str, colour: str) -> Markup:
-    """Return a text behind a bar of a colour, such as the name of a phase."""
+    """Return a text with a coloured bar before it, such as the name of a phase."""
     return Markup(f'<span style="border-left: .7em solid {colour}; padding-left: .4em">{escape(text)}</span>')
 
 
@@ -65,7 +65,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]], *, left: Collect
 
 
 def folded(title: str, content: Markup) -> Markup:
-    """Return a content that is shown by a click on its title."""
+    """Return a content that is hidden until its title is clicked."""
     return Markup(f"<details><summary>{escape(title)}</summary>{content}</details>")
 
 

@@ -7,9 +7,9 @@ from esdmon.records.text import count, counted, named
 from esdmon.records.timeline import SEVERITIES, Episode, Stage, Timeline
 from esdmon.spectrum import Phase
 
-_PATHS = 3  # paths of phases that are spelled out
-_EPISODES = 4  # alerts that are named
-_STAGES = 6  # stages of a path that are spelled out
+_PATHS = 3  # paths of phases that are described
+_EPISODES = 4  # alerts that are listed by name
+_STAGES = 6  # stages of a path that are listed
 _CODES = {phase.value: phase.code for phase in Phase}
 
 
@@ -18,7 +18,7 @@ def outcome(timeline: Timeline, *, steps: int | None = None) -> list[str]:
 
     Args:
         timeline: the course of the run.
-        steps: steps of the run, which go on after its last report; those of that report where left out.
+        steps: steps of the run, which may go on after its last report; by default the step of that report.
     """
     report = timeline.last
     if report is None:
@@ -82,7 +82,7 @@ def _is_notice(episode: Episode) -> bool:
 def episode_text(episode: Episode) -> str:
     """Return rule, layers and span of an alert."""
     where = f" in {named(episode.alert.layers)}" if episode.alert.layers else ""
-    since = episode.alert.since  # of the fault, as everywhere else; the rule has fired some checks later
+    since = episode.alert.since  # beginning of the fault; the rule fired some checks later
     span = f"since step {since}" if episode.ended is None else f"from step {since} to {episode.ended}"
     return f"{episode.alert.rule}{where} {span}"
 

@@ -43,7 +43,7 @@ class Rows:
     states: Mapping[str, Sequence[str]]
     """For each layer, its phase or status at each of the steps; empty before its first reading."""
     alphas: Mapping[str, Sequence[float]]
-    """For each layer, alpha at each of the steps; NaN where it is not meaningful."""
+    """For each layer, alpha at each of the steps; NaN if it is not meaningful."""
     alerts: Sequence[tuple[int, str]]
     """Step and layer of each alert that began."""
 

@@ -24,7 +24,7 @@ _ESD_FIELDS = {field.name for field in fields(Esd)}
 _STORED = [key for key in RECORD_KEYS if key in _FIELDS]  # the others are computed from these
 _NOT_MEASURES = {*RECORD_KEYS, *_FIELDS, "schema", "kind"}
 _RATIOS = ("update_ratio", "step_ratio", "step_growth", "start_ratio", "learning_rate", "weight_decay")
-"""Fields that are NaN where they are undefined, and None in a record."""
+"""Fields that are NaN if they are undefined, and None in a record."""
 _PHASES = {phase.value for phase in Phase}
 
 
@@ -44,7 +44,7 @@ class Stateful(Protocol):
 
 @contextmanager
 def collecting_unknown() -> Iterator[set[str]]:
-    """Collect the keys that `known` leaves out: what a newer version has saved."""
+    """Collect the keys that `known` omits, which a newer version has saved."""
     found: set[str] = set()
     token = _unknown.set(found)
     try:
@@ -54,7 +54,7 @@ def collecting_unknown() -> Iterator[set[str]]:
 
 
 def known(saved: Mapping[str, Any], keys: Collection[str]) -> Plain:
-    """Return what was saved under these keys; the others are left out, see `collecting_unknown`."""
+    """Return the saved values of these keys; other keys are omitted, see `collecting_unknown`."""
     found = _unknown.get()
     if found is not None:
         found.update(str(key) for key in saved if key not in keys)
@@ -110,7 +110,7 @@ def alert_from_record(record: Mapping[str, Any]) -> Alert:
 
 
 def _by_layer(alert: Mapping[str, Any]) -> tuple[LayerFinding, ...]:
-    """Return what an alert found in each layer; nothing where an older version wrote it."""
+    """Return the findings of an alert by layer; empty if an older version wrote it."""
     unset: Plain = {field.name: None for field in fields(LayerFinding)}
     return tuple(LayerFinding(**unset | known(each, unset)) for each in alert.get("by_layer") or ())
 
@@ -143,7 +143,7 @@ def layer_from_record(record: Mapping[str, Any]) -> LayerReport:
 
 
 def esd_to_record(esd: Esd) -> Plain:
-    """Return a JSON object: log₁₀ λ to 4 decimals, λ of `top` to 4 digits, and `zeros` and `noise` where there are any.
+    """Return a JSON object: log₁₀ λ to 4 decimals, `top` to 4 digits, and `zeros` and `noise` if there are any.
 
     `noise` has 2 digits, which is less than a line's width in a picture, and 0 below a twentieth of an eigenvalue.
     """

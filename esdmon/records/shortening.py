@@ -1,4 +1,4 @@
-"""Shorten the lines of a file of records, and restore them: a value that seldom changes is written when it changes.
+"""Shorten the lines of a file of records, and restore them: write values that seldom change only when they change.
 
 Some keys are *carried*: the description of a layer, its explanation, and its nulls. If a carried key is absent from a
 line, it has the same value as in the last line of this layer that contains the key. A null (`alpha_null`) is restored
@@ -10,9 +10,9 @@ Three groups of measures are written as one list each, without names, which woul
 (`LISTS`): `"singular"`, of singular values; `"trap_parts"`, the parts of a trap; and `"experts"`, of single experts.
 `condition_number` is computed again, as `spectral_norm` / `sigma_min`.
 
-Numbers are rounded to 5 digits, since fits are not known better and a reading in float32 is exact to 1e-6 or so, and to
-4 digits if they are estimated on a sample of the elements. Files of older versions have all keys in all lines, and are
-read in the same way.
+Numbers are rounded to 5 digits, since fits are not more accurate and a reading in float32 has an error of about 1e-6;
+numbers that are estimated on a sample of the elements are rounded to 4 digits. Files of older versions have all keys in
+all lines, and are read in the same way.
 """
 
 import math
@@ -57,7 +57,7 @@ LISTS = {
         "frobenius_norm_max",
     ),
 }
-"""Lists of a line that hold several measures, in this order; the distance only where there is one."""
+"""Keys of lists with several measures, in this order; the distance only if there is one."""
 _COMPUTED = "condition_number"
 _SAMPLED = frozenset({"update_ratio", "step_ratio", "step_growth", "start_ratio", "phase_confidence"})
 _ALWAYS = {"name", "status", "step", "N", "M", "phase", "alpha_is_meaningful", *_SAMPLED}
@@ -76,11 +76,12 @@ class Shortener:
         self._written: dict[object, Record] = {}
 
     def shorten(self, record: Record, *, explained: bool = True) -> Record:
-        """Return the record without what is carried over from the last one of the same layer.
+        """Return the record without values that are carried over from the last one of the same layer.
 
         Args:
-            record: of a layer, or a summary.
-            explained: write the explanation; else only if its words have changed, and not just its numbers.
+            record: record of a layer, or of a summary.
+            explained: always write the explanation; otherwise it is written only if its words have changed, not just
+                its numbers.
         """
         written = self._written.setdefault(record.get("name"), {})
         short: Record = {}
@@ -122,7 +123,7 @@ class Restorer:
 
 
 def _packed(record: Record) -> Record:
-    """Return a record with lists in the place of those measures of which it has all."""
+    """Return a record with each group of measures in `LISTS` replaced by a list, if the record has all of the group."""
     for name, measures in LISTS.items():
         away = {*measures, _COMPUTED} if name == "singular" else {*measures}
         if record.keys() >= away - {DISTANCE} and (_COMPUTED not in away or _is_condition(record[_COMPUTED], record)):
@@ -144,7 +145,7 @@ def _unpacked(record: Mapping[str, Any]) -> Record:
 
 
 def _condition(record: Mapping[str, Any]) -> float | None:
-    """Return σmax/σmin; None where that is not defined."""
+    """Return σmax/σmin; None if it is undefined."""
     largest, smallest = record.get("spectral_norm"), record.get("sigma_min")
     if not (_is_number(largest) and _is_number(smallest) and smallest > 0):
         return None
@@ -153,7 +154,7 @@ def _condition(record: Mapping[str, Any]) -> float | None:
 
 
 def _is_condition(value: Any, record: Mapping[str, Any]) -> bool:
-    """Return whether a value is the condition number that would be computed from a record."""
+    """Return whether a value equals the condition number that is computed from a record."""
     computed = _condition(record)
     if computed is None or not _is_number(value):
         return value is computed
@@ -161,12 +162,12 @@ def _is_condition(value: Any, record: Mapping[str, Any]) -> bool:
 
 
 def _is_carried(key: str) -> bool:
-    """Return whether a key is absent from a line where it has the value of an earlier one."""
+    """Return whether a key is carried: absent from a line if it has the same value as in an earlier one."""
     return key in _CARRIED or key.endswith(_NULL)
 
 
 def _kept(key: str, value: Any, record: Record) -> Any:
-    """Return what has to change for a value to be written again."""
+    """Return the part of a value whose change causes the value to be written again."""
     if key == "explanation":
         return _NUMBER.sub("#", value)
     if key in POWERS and _is_number(value):
@@ -175,7 +176,7 @@ def _kept(key: str, value: Any, record: Record) -> Any:
 
 
 def _scale(key: str, record: Mapping[str, Any]) -> float:
-    """Return what a null is proportional to; 1 where the norm is not known, or its square might be 0 or infinite."""
+    """Return the factor that a null is proportional to; 1 if the norm is unknown, or its square may be 0 or ∞."""
     norm = record.get("frobenius_norm")
     return float(norm ** POWERS[key]) if _is_number(norm) and 1e-100 < norm < 1e100 else 1.0
 

@@ -9,10 +9,10 @@ from esdmon.errors import printable
 
 WIDTH = 80
 _GAP = "  "
-_NUMBER = re.compile(r"([0-9]{1,18})")  # a longer one does not count anything, and Python refuses very long ones
+_NUMBER = re.compile(r"([0-9]{1,18})")  # longer ones are not indices, and Python rejects very long ones
 _SEPARATOR = re.compile(r"[./]")
-_LEAST_END = 4  # characters of a name's end that are shown behind what differs
-_LONGEST_PART = 4  # characters of a part that differs, where whole parts do not fit
+_LEAST_END = 4  # characters of a name's end that are shown after the differing part
+_LONGEST_PART = 4  # characters of a differing part, if whole parts do not fit
 _LONG_NAME = 20  # characters; common leading parts are removed if a name is longer
 
 
@@ -83,10 +83,10 @@ def shorten(text: str, width: int) -> str:
 
 
 def shorten_all(names: Sequence[str], width: int) -> list[str]:
-    """Return names as `shorten` does; of those that would look the same keep the parts in which they differ.
+    """Return names shortened as by `shorten`; names that would look the same keep the parts in which they differ.
 
-    So it does with names that have as many parts as these and the same last one, so that a table has one form of name
-    for each kind of layer.
+    Names with the same number of parts and the same last part are shortened in the same way, so that a table has one
+    form of name for each kind of layer.
 
     >>> shorten_all(["encoder.layer.0.attention.query", "encoder.layer.1.attention.query"], 16)
     ['…0…tention.query', '…1…tention.query']
@@ -106,7 +106,7 @@ def shorten_all(names: Sequence[str], width: int) -> list[str]:
 
 
 def _kin(names: Iterable[str]) -> dict[str, set[str]]:
-    """Return for each name those with as many parts and the same last one."""
+    """Return for each name the names with the same number of parts and the same last part."""
     found: dict[tuple[int, str], set[str]] = {}
     for name in names:
         parts = _SEPARATOR.split(name)
@@ -115,7 +115,7 @@ def _kin(names: Iterable[str]) -> dict[str, set[str]]:
 
 
 def _alike(short: Mapping[str, str], tried: Collection[frozenset[str]]) -> frozenset[str]:
-    """Return names that look the same, and that were not tried yet; empty if there are none."""
+    """Return names that look the same after shortening and were not tried yet; empty if there are none."""
     found: dict[str, set[str]] = {}
     for name, text in short.items():
         found.setdefault(text, set()).add(name)
@@ -124,9 +124,9 @@ def _alike(short: Mapping[str, str], tried: Collection[frozenset[str]]) -> froze
 
 
 def _apart(names: Sequence[str], width: int) -> dict[str, str]:
-    """Return names by their ends, or by the parts in which they differ, and their ends; only those that fit.
+    """Return names shortened to their ends, or to the differing parts and their ends; only results that fit.
 
-    Where not all of them fit, the parts are cut to a few characters, as long as they still differ.
+    If not all of them fit, the parts are cut to a few characters, as long as they still differ.
     """
     ends = {name: name if len(name) <= width else f"…{name[len(name) - width + 1 :]}" for name in names}
     if len(set(ends.values())) == len(names):

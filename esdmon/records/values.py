@@ -10,7 +10,7 @@ SCHEMA = 1
 """Version of the JSON form of records; every JSON object carries it."""
 
 DIGITS = 5
-"""Significant digits of numbers in files: fits are not better known, and float32 is right to 1e-6 or so."""
+"""Significant digits of numbers in files: fits are not more accurate, and float32 has an error of about 1e-6."""
 
 Record: TypeAlias = dict[str, Any]
 """A flat JSON object."""

@@ -26,13 +26,13 @@ from esdmon.weights import is_capturing
 
 _log = logging.getLogger("esdmon")
 FOREIGN_STEPS = 20
-"""Steps of another optimizer with the same weights, or changes of a weight, after which the optimizer that was given is
-reported as not the one that trains. Our choice."""
+"""Number of steps of another optimizer with the same weights, or of changes of a weight, after which a log line reports
+that the given optimizer does not train the model. Our choice."""
 FIRST_CHECK = 3
-"""Backward passes before it is first checked whether weights move without a counted step; then 6, 12, 24 and so on. Our
-choice."""
+"""Number of backward passes before the first check whether weights move without a counted step; the next checks are
+after 6, 12, 24 passes and so on. Our choice."""
 _STEP_WRAPPER = step_wrapper()
-_CHANGES = 2  # checks at which a weight has changed: a checkpoint that is loaded changes it once
+_CHANGES = 2  # number of checks with a changed weight: loading a checkpoint changes it once
 _SAMPLE = 16  # elements of a weight that are compared
 _IN_BACKWARD = (
     "esdmon: the optimizer steps within backward(), while other weights are still to be updated: its steps are not "
@@ -42,15 +42,15 @@ _IN_BACKWARD = (
 
 @final
 class Clock:
-    """Call `on_step` after each step of an optimizer, or of the one that it wraps where that steps alone.
+    """Call `on_step` after each step of an optimizer, or of the optimizer that it wraps if only that one steps.
 
-    Some optimizers are stepped in parts (`first_step`, `second_step` of SAM), and their own `step` is never called; the
-    optimizer inside them is. Where neither steps while weights move, one log line says so, with what to do.
+    Some optimizers are stepped in parts (`first_step`, `second_step` of SAM): their own `step` is never called, but the
+    `step` of the optimizer inside them is. If neither steps while weights move, this is logged once, with the remedy.
 
     Args:
         optimizer: with hooks, see `esdmon.runtime.optimizers.optimizers_in`.
         on_step: called after each step.
-        faults: where what fails in a hook is counted, so that it does not reach the optimizer's step.
+        faults: counts errors in a hook, so that they do not reach the optimizer's step.
     """
 
     def __init__(self, optimizer: Optimizer, on_step: Callable[[], object], faults: Faults) -> None:
@@ -67,13 +67,14 @@ class Clock:
         self._unrelated: weakref.WeakSet[Optimizer] = weakref.WeakSet()
         self._has_warned = False
         self._handle = optimizer.register_step_post_hook(_untraced(self._after))
-        # torch keeps this one for the whole process, so it must not keep the model, and goes with this object.
+        # torch keeps this hook for the whole process, so it must not reference the model; it is removed with this
+        # object.
         for_all = register_optimizer_step_post_hook(_untraced(_weakly(self._after_any)))
         self._remove_from_all = weakref.finalize(self, for_all.remove)
         self._look_out = _LookOut(self._witness, self._weights_move, is_stepping=lambda: self._depth() > 0)
 
     def close(self) -> None:
-        """Remove the hooks. Log where weights have moved on since the last counted step."""
+        """Remove the hooks. Log a warning if weights have moved since the last counted step."""
         self._handle.remove()
         self._remove_from_all()
         self._look_out.close()
@@ -81,7 +82,7 @@ class Clock:
             self._warn(f"weights have changed {version_of(self._witness) - self._version} times since its last step")
 
     def _after(self, _optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
-        """Count a step, only once if it calls the step of a parent class, whose hooks fire too."""
+        """Count a step. If it calls the step of a parent class, whose hooks fire too, it is counted only once."""
         self._faults.call("clock", self._steps, self._take_own, default=None, pauses=False)
 
     def _take_own(self) -> None:
@@ -94,7 +95,7 @@ class Clock:
             _log.warning(_IN_BACKWARD)
 
     def _after_any(self, optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
-        """Count a step of the optimizer inside; of one that is neither, note that it trains the same weights."""
+        """Count a step of the inner optimizer; of another optimizer, record whether it trains the same weights."""
         if optimizer is self._optimizer:
             return
         with self._faults.isolated("clock", self._steps, pauses=False):
@@ -126,7 +127,7 @@ class Clock:
     def _depth(self) -> int:
         """Return how many calls of the optimizer's step are on the stack.
 
-        Read off the stack, and not kept as a count, which an exception in mid-step would leave wrong.
+        The stack is inspected, since a counter would be wrong after an exception during a step.
         """
         frame, depth = inspect.currentframe(), 0
         while frame is not None:
@@ -152,14 +153,16 @@ class Clock:
 
 @final
 class _LookOut:
-    """Compare a few elements of a weight at backward passes until the first step is counted.
+    """Compares a few elements of a weight at backward passes until the first step is counted.
 
-    A step that is patched on the instance, or is a function of the user's, fires no hook of torch; gradients do.
+    If `step` is patched on the instance, or is a function of the user, no hook of torch is called; hooks of gradients
+    are.
 
     Args:
-        weight: one that trains.
-        moved: called once, when two looks have found the weight changed.
-        is_stepping: whether the optimizer's step is under way, as in a closure: passes in it are not counted.
+        weight: a trained weight.
+        moved: called once, when two checks have found a changed weight.
+        is_stepping: returns whether the optimizer's step is running, as in a closure; backward passes in it are not
+            counted.
     """
 
     def __init__(self, weight: Tensor | None, moved: Callable[[], None], *, is_stepping: Callable[[], bool]) -> None:
@@ -172,7 +175,7 @@ class _LookOut:
         self._before: list[float] = []
         self._handle: RemovableHandle | None = None
         if weight is not None and weight.requires_grad and weight.is_leaf and not hasattr(weight, "placements"):
-            with suppress(Exception):  # a tensor of a kind that takes no hook is not watched so
+            with suppress(Exception):  # a tensor of a kind without hooks is not checked
                 hook = _untraced(_weakly(self._after_backward))
                 self._handle = weight.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
 
@@ -191,7 +194,7 @@ class _LookOut:
             self._before = _sample(weight)
             return
         times, rest = divmod(self._passes, FIRST_CHECK)
-        if rest or times & (times - 1):  # it is checked at passes 3, 6, 12, 24, …
+        if rest or times & (times - 1):  # checks are at passes 3, 6, 12, 24, …
             return
         now = _sample(weight)
         self._changes += now != self._before
@@ -202,7 +205,7 @@ class _LookOut:
 
 
 def _untraced(function: Callable[..., None]) -> Callable[..., None]:
-    """Return a function that torch.compile leaves alone: it would trace a hook, and turn its numpy into torch."""
+    """Return a function that torch.compile does not trace; it would convert the numpy code of a hook to torch."""
     untraced: Callable[..., None] = torch.compiler.disable(function)  # type: ignore[no-untyped-call]
     return untraced
 
@@ -210,14 +213,14 @@ def _untraced(function: Callable[..., None]) -> Callable[..., None]:
 def _may_nest(kind: type) -> bool:
     """Return whether the `step` of a class may call a parent's: it and a parent other than `Optimizer` define one.
 
-    To look for such calls on the stack takes a good part of the time of a hook.
+    The search for such calls on the stack takes a large part of the time of a hook.
     """
     steps = [inspect.unwrap(vars(each)["step"]) for each in kind.__mro__ if "step" in vars(each)]
     return any(step not in (steps[0], Optimizer.step) for step in steps)  # torch copies a step to child classes
 
 
 def _weakly(method: Callable[..., None]) -> Callable[..., None]:
-    """Return a function that calls a method for as long as its object lives."""
+    """Return a function that calls a method as long as its object exists; it does not keep the object."""
     reference = weakref.WeakMethod(method)
 
     def call(*arguments: Any) -> None:

@@ -18,16 +18,16 @@ from esdmon.schedule.budget import Budget
 from esdmon.sinks import Sink
 
 _log = logging.getLogger("esdmon")
-_NO_CREDIT = 10  # steps until credit for deferred work is checked again, where there was none: it grows slowly
+_NO_CREDIT = 10  # steps until credit for deferred work is checked again, if there was none: it grows slowly
 _LEVELS = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR, "critical": logging.CRITICAL}
 
 
 @dataclass
 class _Missing:
-    """The readings that a sink did not take, since it failed or was paused."""
+    """The readings that a sink has missed because it failed or was paused."""
 
     name: str
-    sink: Sink  # kept alive, so that its id stays its own
+    sink: Sink  # kept alive, so that its id is not reused
     first_step: int
     readings: int = 0
 
@@ -37,11 +37,11 @@ class Delivery:
     """Write records to each sink, isolated from the others, and carry out the actions of alerts.
 
     Args:
-        sinks: each with its name in messages.
-        actions: what alerts cause.
+        sinks: the sinks, each with its name in messages.
+        actions: functions that alerts call.
         faults: counts failures of sinks and actions.
-        requests: takes what alerts ask of the training loop.
-        budget: has the credit for deferred work, and is charged with it.
+        requests: takes the requests of alerts to stop or to save.
+        budget: provides the credit for deferred work, and is charged with its cost.
     """
 
     def __init__(
@@ -53,13 +53,13 @@ class Delivery:
         budget: Budget,
     ) -> None:
         self.sinks = list(sinks)
-        """The sinks that are open."""
+        """The open sinks."""
         self._behind = {name for name, sink in self.sinks if hasattr(sink, "catch_up")}
-        """Sinks that may have deferred work."""
+        """The sinks that may have deferred work."""
         self._actions = actions
         self._faults = faults
         self.timeline = Timeline()
-        """The course of the run, from the reports and alerts that were delivered."""
+        """The history of the run, from the delivered reports and alerts."""
         self._requests = requests
         self._budget = budget
         self._next_catch_up = 0
@@ -72,11 +72,11 @@ class Delivery:
         self._optional("start", step, run)
 
     def rewind(self, step: int, alerts: Sequence[Alert]) -> None:
-        """Continue a run at a step: sinks remove later data, and sinks with `resume` get the run's course so far.
+        """Continue a run at a step: sinks remove later data, and sinks with `resume` get the history of the run.
 
         Args:
             step: the step at which the run is continued.
-            alerts: those that were raised up to it.
+            alerts: the alerts up to that step.
         """
         self.timeline.rewind(step, alerts)
         self._optional("rewind", step, step)
@@ -97,7 +97,7 @@ class Delivery:
         self._each(alert.step, lambda sink: sink.alert(alert), is_timed=True)
 
     def act(self, alert: Alert) -> None:
-        """Call the functions that take alerts, and note requests to stop or to save."""
+        """Call the actions of alerts, and record requests to stop or to save."""
         actions = self._actions
         for who, call in actions.calls:
             with self._faults.isolated(who, alert.step, is_timed=True, pauses=False):
@@ -113,11 +113,11 @@ class Delivery:
 
     @property
     def next_catch_up(self) -> float:
-        """Return the first step at which to call `catch_up`: ∞ where no sink has deferred work, such as pictures."""
+        """Return the first step at which to call `catch_up`; ∞ if no sink has deferred work, such as pictures."""
         return self._next_catch_up if self._behind else math.inf
 
     def catch_up(self, step: int) -> None:
-        """Let one sink do one piece of its deferred work, where the budget has credit."""
+        """Let one sink do one piece of its deferred work, if the budget has credit."""
         if self._budget.credit <= 0:
             self._next_catch_up = step + _NO_CREDIT
             return
@@ -156,7 +156,7 @@ class Delivery:
     def _each(
         self, step: int, call: Callable[[Sink], object], *, is_timed: bool = False, heals: bool = False
     ) -> list[tuple[str, Sink]]:
-        """Call a function with each sink that is not paused; sinks that it closes are not called again.
+        """Call a function with each sink that is not paused, except sinks that are closed meanwhile.
 
         Returns:
             The sinks that were not called, and those that failed, with their names.
@@ -181,4 +181,4 @@ def close_sinks(sinks: list[tuple[str, Sink]], faults: Faults, step: int) -> Non
 
 
 def _ignore(_argument: object) -> None:
-    """Do nothing, in the place of a method that a sink does not have."""
+    """Do nothing; replaces a method that a sink does not have."""

@@ -14,11 +14,11 @@ from esdmon.schedule.attention import Attention
 
 
 class Ranks(Protocol):
-    """Readings between scheduled steps in which other ranks take part. A `ReadingPipeline` on rank 0 is one."""
+    """Readings between scheduled steps with other ranks, as implemented by `ReadingPipeline` on rank 0."""
 
     @property
     def next_poll(self) -> int | None:
-        """Return the step of the next such reading; None where there is none before the next scheduled step."""
+        """Return the step of the next such reading; None if there is none before the next scheduled step."""
 
     def is_elsewhere(self, name: str) -> bool:
         """Return whether other ranks have to take part in a reading of a matrix."""
@@ -41,14 +41,15 @@ class Escalation:
         self._ranks = ranks
         self._here, self._elsewhere = Attention(), Attention()
         self._poll: int | None = None
-        """The step of the last poll for which anything was asked."""
+        """The step of the last poll for which readings were requested."""
         self.next_step: float = 0
         """The first step at which `due` and `sample` have to be called, besides scheduled ones."""
 
     def due(self, step: int, *, is_scheduled: bool) -> tuple[str, ...]:
         """Return the layers to read at a step by this process alone; at a scheduled one, those to read first.
 
-        Where the budget allows no extra readings, a finding would otherwise wait until all other layers were read.
+        Without this order, a finding would wait until all other layers were read if the budget allows no extra
+        readings.
         """
         self.next_step = 0
         jumping = self._sampling.end(step)
@@ -69,7 +70,7 @@ class Escalation:
         is_next = self._here.is_next(step + 1) or self._poll == step + 1
         self._sampling.begin(step, interval, is_next=is_next)
         following = min(self._here.next_step(step), self._sampling.next_step(step, interval))
-        self.next_step = following if self._ranks is None else step + 1  # a poll may be asked for at any step
+        self.next_step = following if self._ranks is None else step + 1  # requests are possible at any step
 
     def _ask(self, ranks: Ranks, step: int) -> None:
         poll, interval = ranks.next_poll, self._elsewhere.interval
@@ -81,7 +82,7 @@ class Escalation:
             ranks.ask(names)
 
     def report(self, report: Report, pending: Iterable[Alert]) -> None:
-        """Take note of the findings that are not confirmed after a report."""
+        """Record the findings that are not confirmed after a report."""
         self.next_step = 0
         unsettled = {name for alert in pending if alert.severity != "info" for name in alert.layers}
         new = dict(self._divided(layer.name for layer in report.new))

@@ -93,7 +93,7 @@ class Monitor:
         self._idle_until: float = 0
         """The step before which steps are only counted."""
         self._out.start(self._run, first_step)
-        # A monitor that nobody holds any more leaves no file or thread of its sinks behind.
+        # Files and threads of the sinks are closed when the monitor is garbage-collected.
         weakref.finalize(self, close_sinks, self._out.sinks, Faults(), first_step).atexit = False
         close_at_exit(self, self._limits.exit_seconds)
 
@@ -175,7 +175,7 @@ class Monitor:
         return self._count(1, None)
 
     def _count(self, count: int, host_step: int | None) -> bool:
-        if self._steps + count < self._idle_until:  # the usual case, which takes a fraction of the time
+        if self._steps + count < self._idle_until:  # the usual case, with a fast exit
             self._steps += count
             return False
         if self._closed or not self._notes.check_active():

@@ -17,14 +17,14 @@ RISING = 5
 are not numbers of steps since the last call. Our choice."""
 STILL_REPORTS = 3
 STILL_STEPS = 50
-"""Reports in a row, and steps from the first of them to the last, in which no weight has changed since `watch()`, after
-which that is logged. Our choice: a loss scale that is too large, or a warm-up from zero, skips fewer."""
-_WIDTH = 40  # characters of a wrong argument that are shown
+"""Number of consecutive reports, and of steps between the first and the last of them, without a change of any weight
+since `watch()`, after which this is logged. Our choice: too large a loss scale, or a warm-up from zero, skips fewer."""
+_WIDTH = 40  # characters of an invalid argument that are shown
 NO_STEP = (
     "give watch() the optimizer, or call monitor.step(). If a host makes the optimizer, call watch() in its callback "
     "where training begins, with the model and the optimizer that it trains"
 )
-"""The remedy where no step was counted, and the steps are not those of an optimizer."""
+"""The remedy if no step was counted and no optimizer was given."""
 
 _log = logging.getLogger("esdmon")
 
@@ -34,7 +34,7 @@ class Notes:
     """Log hints about wrong use of a monitor, each once.
 
     Args:
-        no_step: the remedy where no step was counted.
+        no_step: the remedy if no step was counted.
         is_copy: whether the monitor is a copy of one.
     """
 
@@ -44,9 +44,9 @@ class Notes:
         self._process = os.getpid()
         self._logged: set[str] = set()
         self._counts: deque[int] = deque(maxlen=RISING)
-        """Of the last calls of `monitor.step()`."""
+        """Arguments of the last calls of `monitor.step()`."""
         self._still: list[int] | None = []
-        """Steps of the reports so far; None where a weight has moved, or that has been logged."""
+        """Steps of the reports so far; None once a weight has moved, or after the log line."""
 
     @property
     def is_inactive(self) -> bool:
@@ -54,7 +54,7 @@ class Notes:
         return self.is_copy or os.getpid() != self._process
 
     def check_active(self) -> bool:
-        """Return whether the monitor can be used; log it where it cannot."""
+        """Return whether the monitor can be used; if not, log the reason."""
         if not self.is_inactive:
             return True
         if self.is_copy:
@@ -70,7 +70,7 @@ class Notes:
         return False
 
     def ignored_step(self) -> None:
-        """Log that the loop counts steps which the optimizer's hook counts."""
+        """Log that the loop counts steps which the optimizer's hook already counts."""
         self._warn_once(
             "monitor.step() is ignored, since watch() was given the optimizer and counts its steps. Leave out one of "
             "the two."
@@ -84,7 +84,7 @@ class Notes:
         return steps, None if host_step is None else self._host_step_of(host_step)
 
     def _count_of(self, given: object) -> int:
-        """Return a number of steps as Python's own number; 1, and log it, for anything else."""
+        """Return a number of steps as an int; for anything else log it, and return 1."""
         number = whole(given)
         if number is not None and number >= 0:
             return number
@@ -109,7 +109,7 @@ class Notes:
             )
 
     def _host_step_of(self, given: object) -> int | None:
-        """Return the host's step as Python's own int; log anything else than a whole number, and return None."""
+        """Return the host's step as an int; for anything but a whole number log it, and return None."""
         number = whole(given)
         if number is None and self._is_first("host_step"):
             _log.warning(
@@ -124,7 +124,7 @@ class Notes:
         ways = [layer.start_ratio for layer in report if layer.status == "ok" and layer.trainable]
         if any(way > 0 for way in ways):
             self._still = None
-        if self._still is None or not ways or any(map(math.isnan, ways)):  # NaN: not known, as at the first reading
+        if self._still is None or not ways or any(map(math.isnan, ways)):  # NaN: unknown, as at the first reading
             return
         self._still.append(report.step)
         if len(self._still) >= STILL_REPORTS and self._still[-1] - self._still[0] >= STILL_STEPS:
@@ -144,7 +144,7 @@ class Notes:
             self._warn_once(f"nothing was read, since no step was counted: {self._no_step}.")
 
     def _is_first(self, text: str) -> bool:
-        """Return whether this was not logged before, and note that it is now."""
+        """Return whether this hint was not logged before, and mark it as logged."""
         is_first = text not in self._logged
         self._logged.add(text)
         return is_first

@@ -1,4 +1,4 @@
-"""Find the optimizer of torch inside a wrapper, and refuse those whose hooks cannot count the steps of the training."""
+"""Find the torch optimizer inside a wrapper, and reject optimizers whose hooks cannot count training steps."""
 
 import itertools
 from contextlib import suppress
@@ -95,9 +95,9 @@ def _listed(value: object) -> list[Any]:
 
 
 def writes_later(given: Any) -> str:
-    """Return the host of an optimizer that steps copies of the weights, and writes these when that step has ended.
+    """Return the name of the host whose optimizer steps copies of the weights, and writes the weights after its step.
 
-    So does each optimizer of DeepSpeed and of Megatron, and what wraps one; empty for any other.
+    This holds for optimizers of DeepSpeed and of Megatron, and for wrappers of them; empty for any other.
     """
     return next((host for each in _nested(given) if (host := _host_of(each))), "")
 
@@ -106,8 +106,8 @@ def check_clock(given: Any, model: Any) -> None:
     """Check that the weights of a model are written when the hook of an optimizer is called.
 
     Raises:
-        InputError: for those that `writes_later` names, and for the optimizers inside them: these have no weight of the
-            model, and may step once for each part of it.
+        InputError: for optimizers that `writes_later` names, and for the optimizers inside them, which hold no weight
+            of the model, and may step once for each part of it.
     """
     optimizers = given if isinstance(given, list | tuple) else (given,)
     host = next((host for each in optimizers if (host := writes_later(each))), "") or _host_of_model(model)
@@ -123,7 +123,7 @@ _UPDATES = {
     "Megatron": "each optimizer.step() that updates the weights: the first of its results says so",
 }
 _MARKS = {"ds_id": "DeepSpeed", "main_param": "Megatron"}
-"""Attribute of a parameter whose optimizer has a copy of it."""
+"""Attribute of parameters whose optimizer has a copy of them."""
 
 
 def _host_of(given: object) -> str:

@@ -11,7 +11,7 @@ class Readings(Stateful, Protocol):
     """The object that reads for a monitor: a `ReadingPipeline`, or a `RemoteReader` on other ranks than 0."""
 
     reports: bool
-    """False where reports are made by another rank."""
+    """False if another rank makes the reports."""
 
     @property
     def dropped(self) -> int:
@@ -30,7 +30,7 @@ class Readings(Stateful, Protocol):
 
     @property
     def under_way(self) -> bool:
-        """Return whether any readings are begun and not reported."""
+        """Return whether there are begun readings without a report."""
 
     @property
     def is_idle(self) -> bool:
@@ -38,7 +38,7 @@ class Readings(Stateful, Protocol):
 
     @property
     def under_way_here(self) -> bool:
-        """Return whether this process has to finish any readings that are under way."""
+        """Return whether this process has unfinished readings."""
 
     def settle(self) -> None:
         """Synchronise the device if readings wait for it, before their time is measured."""
@@ -47,7 +47,7 @@ class Readings(Stateful, Protocol):
         """Check which copies have arrived from an accelerator, and continue readings that waited for them.
 
         Args:
-            waiting: True where the training waits for the readings, False at each step.
+            waiting: True if the training waits for the readings, False at a step.
         """
 
     def leftover(self) -> tuple[str, ...]:
@@ -64,7 +64,7 @@ class Readings(Stateful, Protocol):
         Args:
             step: optimizer steps taken.
             host_step: optimizer steps as the host counts them.
-            names: matrices that come before all others at a scheduled step; the only ones at another.
+            names: matrices that are read first at a scheduled step; at another step only these are read.
             is_scheduled: whether the step is scheduled.
         """
 
@@ -103,7 +103,7 @@ class NoReadings:
         return ()
 
     def is_poll(self, step: int) -> bool:  # noqa: ARG002 -- of the protocol
-        """Return that no rank has to read."""
+        """Return False: no rank has to read."""
         return False
 
     def begin(

@@ -12,24 +12,24 @@ from esdmon.runtime.notes import Notes
 from esdmon.runtime.readings import Readings
 from esdmon.schedule.budget import Budget
 
-_POLL = 1e-3  # seconds between two looks at what is under way
+_POLL = 1e-3  # seconds between two checks of unfinished readings
 
 
 @final
 class Reporting:
-    """Check and write the reports that are complete, in step order, in the thread that calls.
+    """Check and write complete reports, in step order, in the calling thread.
 
-    An action of an alert may call the monitor again, to save a checkpoint or to close it. Then the outer call goes on:
-    it delivers what is complete, and closes the sinks once all of them have the report.
+    An action of an alert may call the monitor again, to save a checkpoint or to close it. Then the outer call
+    continues: it delivers complete reports, and closes the sinks after all of them have the report.
 
     Args:
-        readings: make the reports.
+        readings: makes the reports.
         alerting: checks them, and sends alerts.
         out: writes them.
-        escalation: takes note of findings that are not confirmed; None where nothing is read between scheduled steps.
-        notes: log what the reports say of how the monitor is used.
-        faults: keeps failures away from the training.
-        budget: is charged with the time.
+        escalation: records unconfirmed findings; None if nothing is read between scheduled steps.
+        notes: logs hints about the use of the monitor.
+        faults: isolates failures from the training.
+        budget: charged with the time.
     """
 
     def __init__(
@@ -52,12 +52,12 @@ class Reporting:
         self._budget = budget
         self._is_delivering = self._was_report = False
         self._closes_at: int | None = None
-        """The step of a `close` that was called while reports are delivered."""
+        """The step of a `close` call during the delivery of reports."""
         self.last: Report | None = None
         """The last report; None before the first."""
 
     def advance(self, step: int, *, waiting: bool = False) -> None:
-        """Let copies that have arrived from an accelerator be read; see `Readings.advance`."""
+        """Continue readings whose copies have arrived from an accelerator; see `Readings.advance`."""
         advance = self._readings.advance
         self._faults.call("transfers", step, advance, waiting=waiting, default=None, pauses=False)
 
@@ -92,7 +92,7 @@ class Reporting:
                     self._out.close(self._closes_at)
 
     def wait(self, step: int, seconds: float, *, elsewhere: float) -> None:
-        """Wait some seconds for unfinished readings; fewer for those of other ranks, which may have died."""
+        """Wait some seconds for unfinished readings; fewer for those of other ranks, which may be dead."""
         start = time.monotonic()
         self.take(step)
         while self._readings.under_way and not self._is_delivering:
@@ -104,7 +104,7 @@ class Reporting:
             self.take(step)
 
     def close(self, step: int) -> None:
-        """Close the sinks: where one of them, or an action, has called this, once the others have the report."""
+        """Close the sinks; if a sink or an action has called this, wait until the other sinks have the report."""
         if self._is_delivering:
             self._closes_at = step
         else:

@@ -11,25 +11,26 @@ from esdmon.records.serialization import Plain, Stateful, alert_from_plain, coll
 from esdmon.version import installed_version
 
 VERSION = 4
-"""Version of the form of a state. A part may save more without a new one: older versions of esdmon leave it out."""
+"""Version of the format of a state. Additional data of a part needs no new version: older versions of esdmon ignore
+it."""
 _NEW = ("escalation", "course")  # parts that states of this version may lack
 _KEYS = ("version", "esdmon", "run", "steps", "alerts", "parts")
 _PARTS = ("readings", "alerts", "reader", "escalation", "course")
-_NAMED = 5  # keys that a warning names
+_NAMED = 5  # keys that are named in a warning
 
 _log = logging.getLogger("esdmon")
 
 
 @dataclass(frozen=True, slots=True)
 class SavedState:
-    """A state that can be continued from."""
+    """A parsed state, from which a run can be continued."""
 
     run: str
     """The id of the run that saved it; empty in states of older versions."""
     steps: int
     alerts: list[Alert]
     continue_from: list[Callable[[], None]]
-    """Functions that make each part continue from its state."""
+    """Functions that restore the parts."""
 
 
 def as_state(run: str, steps: int, alerts: Iterable[Alert], parts: Mapping[str, Stateful]) -> Plain:
@@ -45,12 +46,12 @@ def as_state(run: str, steps: int, alerts: Iterable[Alert], parts: Mapping[str, 
 
 
 def parse(state: object, parts: Mapping[str, Stateful]) -> SavedState:
-    """Return a state, read for the parts of a monitor, which are not changed.
+    """Return a parsed state for the parts of a monitor, without changing them.
 
-    What a newer version has saved besides is left out, with a warning.
+    Additional data of a newer version is ignored, with a warning.
 
     Raises:
-        ValueError: for anything else than a state, one of a version that cannot be read, or a damaged one.
+        ValueError: for anything but a state, for a state of an unknown version, or a damaged one.
     """
     if not isinstance(state, Mapping) or "version" not in state:
         shown = sorted(map(str, state)) if isinstance(state, Mapping) else state
@@ -74,7 +75,7 @@ def parse(state: object, parts: Mapping[str, Stateful]) -> SavedState:
                 f"the state of a monitor cannot be read: {describe(error)}. It was written by {wrote}, and this is "
                 f"esdmon {ours}. {remedy}"
             ) from error
-        if writer and writer != ours:  # of this version what is beside the parts is the user's
+        if writer and writer != ours:  # additional keys in a state of this version are the user's
             known(state, _KEYS)
     if unknown:
         _log.warning(

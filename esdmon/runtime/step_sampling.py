@@ -10,9 +10,9 @@ from esdmon.schedule.jumps import JumpDetector
 from esdmon.schedule.step_sample import StepSample
 
 SHARE = 1e-3
-"""Share of the run that the samples may take. Our choice."""
+"""Largest share of the run's time for the samples. Our choice."""
 _ADVANCE = 0.02  # seconds that may be spent before they are earned
-_TRIES = 4  # in an interval, where the share is used up; our choice
+_TRIES = 4  # attempts in an interval, if the share is used up; our choice
 
 
 class Sampler(Protocol):
@@ -52,7 +52,7 @@ class StepSampling:
         self._spent = self._cost = 0.0
 
     def end(self, step: int) -> list[str]:
-        """Take the samples after a step, if those before it were taken; return the layers that jump."""
+        """Take the samples after a step, if samples before it were taken; return the layers that jump."""
         if self._begun is None:
             return []
         begun, self._begun = self._begun, None
@@ -77,7 +77,7 @@ class StepSampling:
         self._begun, self._last = step, step
 
     def next_step(self, step: int, interval: int | None) -> float:
-        """Return the first step after this one at which samples may be taken: ∞ where the interval is not known."""
+        """Return the first step after this one at which samples may be taken; ∞ if the interval is not known."""
         if self._begun is not None:
             return step + 1
         return math.inf if interval is None else max(step + 1, self._last + interval, self._next_try)
@@ -96,7 +96,7 @@ class StepSampling:
         state = known(state, ("begun", "last", "leaps", "steps"))
         begun, last = state["begun"], state["last"]
         steps = known(state["steps"], ("before", "last", "after", "start"))
-        steps["before"] = dict(steps["before"])  # what is damaged fails here, before anything is changed
+        steps["before"] = dict(steps["before"])  # a damaged state raises here, before anything is changed
         steps["last"] = {
             name: list(StepSample(*each[: len(StepSample._fields)])) for name, each in steps["last"].items()
         }

@@ -9,15 +9,15 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any, final
 
 DENSER = 10
-"""Extra readings in the time between two scheduled steps. Our choice."""
+"""Number of extra readings between two scheduled steps. Our choice."""
 MOST = 2 * DENSER
-"""Extra readings of a layer in a row, after which it waits for a scheduled reading in which nothing is wrong: a finding
-that comes and goes must not keep it at the denser cadence. Our choice."""
+"""Largest number of consecutive extra readings of a layer. After them it waits for a scheduled reading without a
+finding, so that an intermittent finding does not cause extra readings for ever. Our choice."""
 
 
 @final
 class Attention:
-    """Keep the layers that are read more often, and the step of their next extra reading."""
+    """The layers that are read more often, and the step of their next extra reading."""
 
     def __init__(self) -> None:
         self._scheduled: int | None = None
@@ -25,13 +25,13 @@ class Attention:
         self._counts: dict[str, int] = {}
         """Extra readings so far of each layer that is read more often."""
         self._spent: set[str] = set()
-        """Layers with as many as are allowed."""
+        """Layers that have had the largest number of extra readings."""
         self._next = 0
         self.unsettled: tuple[str, ...] = ()
-        """Layers with a finding that is not confirmed, as of the last report."""
+        """Layers with an unconfirmed finding in the last report."""
 
     def scheduled(self, step: int) -> None:
-        """Record a scheduled step; the interval is that between the last two."""
+        """Record a scheduled step; the scheduled interval is the distance of the last two."""
         if self._scheduled is not None and step > self._scheduled:
             self._gap = step - self._scheduled
         self._scheduled = step
@@ -40,7 +40,7 @@ class Attention:
     def interval(self) -> int | None:
         """Return the steps between extra readings, a tenth of those between scheduled ones.
 
-        None while that is not known, and where every tenth step or more is a scheduled one.
+        None while that is not known, and if the scheduled interval is shorter than ten steps.
         """
         return None if self._gap is None or self._gap < DENSER else self._gap // DENSER
 
@@ -51,10 +51,10 @@ class Attention:
         return bool(self._counts) and step == self._next
 
     def next_step(self, step: int) -> float:
-        """Return the next step at which anything has to be done between scheduled steps; ∞ where there is none.
+        """Return the next step between scheduled steps at which there is work; ∞ if there is none.
 
-        While a layer is read more often that is each step; else it is the last one before the next scheduled step, at
-        which samples are taken.
+        While a layer is read more often, this is the next step. Otherwise it is the last step before the next scheduled
+        one, at which samples are taken.
         """
         if self._counts:
             return step + 1
@@ -68,18 +68,18 @@ class Attention:
         self._next = step + (self.interval or 1)
 
     def bring_forward(self, names: Collection[str], step: int) -> None:
-        """Read these layers at a step too, in addition to layers that are already read more often."""
+        """Read these layers at a step, in addition to layers that are already read more often."""
         fresh = [name for name in names if name not in self._spent and name not in self._counts]
         if fresh:
             self._counts |= dict.fromkeys(fresh, 0)
             self._next = step
 
     def release(self, names: Collection[str]) -> None:
-        """Allow extra readings again of layers in which a scheduled reading has found nothing."""
+        """Allow extra readings again for layers in which a scheduled reading has found nothing."""
         self._spent -= set(names)
 
     def due(self, step: int) -> tuple[str, ...]:
-        """Return the layers to read at a step that is not a scheduled one, and count these readings."""
+        """Return the layers to read at an unscheduled step, and count these readings."""
         interval = self.interval
         if not self._counts or step < self._next or interval is None:
             return ()
@@ -93,7 +93,7 @@ class Attention:
         return names
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that it has taken note of, as plain data."""
+        """Return the recorded steps and layers as plain data."""
         return {
             "scheduled": self._scheduled,
             "gap": self._gap,

@@ -1,4 +1,4 @@
-"""Limit the share of the run's time that monitoring takes: the run earns credit in seconds, the monitor spends it."""
+"""Limit the share of the run's time that monitoring takes: the run adds credit in seconds, monitoring uses it."""
 
 import math
 import time
@@ -25,18 +25,19 @@ class Cost:
 class Budget:
     """A share of the run: credit grows by share × wall time, and shrinks by what the monitor uses.
 
-    Work is counted in seconds of the run, max(wall, cpu · run_wall/run_cpu), where a run that waits most of its time
-    counts as one that uses a core: a reading that keeps two cores busy beside a loop that uses one takes a second share
-    of the machine. So neither the time nor the CPU time of the monitor passes the share.
+    Work is counted in seconds of the run, max(wall, cpu · run_wall/run_cpu). A reading that keeps two cores busy,
+    beside a loop that uses one core, takes a larger share of CPU time than of wall time; with this formula neither
+    share of the monitor exceeds the limit. A run that waits most of its time counts as one that uses one core.
 
     Args:
-        share: of the run, between 0 and 1; None: no limit.
+        share: largest share of the run, between 0 and 1; None for no limit.
         clock: wall time in seconds.
-        cpu_clock: CPU seconds of all threads of the process; of the calling thread where another thread reads, whose
-            seconds are added by `spend`.
+        cpu_clock: CPU seconds of all threads of the process; if another thread reads, of the calling thread only, and
+            `spend` adds the seconds of the other thread.
         advance: seconds that may be spent before they are earned.
-        rate: returns the seconds that threads may read in a second of the run: their number, where they read on idle
-            cores and cost the run only what its steps lose; None or below the share: their time is charged in full.
+        rate: returns the seconds that threads may read per second of the run. It is their number if they read on idle
+            cores; then only the slow-down of the steps is charged. None, or a value below the share: the time of the
+            threads is charged in full.
 
     Raises:
         InputError: for a share outside (0, 1].
@@ -75,8 +76,8 @@ class Budget:
         """Add credit for the time since the last call, and return it; 0 without a limit.
 
         Args:
-            at_most: bound of the credit, and beyond the advance of the debt, in seconds of reading: after a long
-                pause, or a phase in which nothing changed, readings must not slow the run.
+            at_most: limit of the credit in seconds of reading, and of the debt beyond the advance, so that readings do
+                not slow the run after a long pause or a phase without changes.
         """
         if self.share is not None:
             at_most /= self.pace
@@ -90,7 +91,7 @@ class Budget:
 
     @property
     def credit(self) -> float:
-        """Return the seconds that may be spent now: negative for a debt, infinite without a limit.
+        """Return the seconds that may be spent now; negative for a debt, infinite without a limit.
 
         Inside a block of `spending` it shrinks while the block runs.
         """
@@ -107,9 +108,9 @@ class Budget:
         """Return the seconds of reading that a rank with such a budget may begin; infinite without a limit.
 
         Args:
-            pace: of the rank.
-            ahead: seconds that will be earned until then.
-            credit: what the rank has earned and not spent; None for this one's.
+            pace: seconds of reading per second of credit of the rank.
+            ahead: seconds of credit that will be earned until the reading.
+            credit: unused credit of the rank in seconds; None for the credit of this budget.
         """
         own = self._credit if credit is None else credit
         return self.credit - self._credit + own + ahead + (pace - 1) * max(0.0, own + ahead)
@@ -142,22 +143,22 @@ class Budget:
         return self.share is not None and self.spent > self._advance + 2 * self.share * self.run_seconds
 
     def training_clock(self) -> float:
-        """Return the seconds of a clock that stands still in blocks of `spending`."""
+        """Return the seconds of a clock that is paused in blocks of `spending`."""
         return (self._clock() if self._spending_since is None else self._spending_since[0]) - self._held
 
     def spend(self, seconds: float) -> None:
-        """Charge seconds that were used elsewhere: by another thread."""
+        """Charge seconds that another thread has used."""
         self._spent += seconds
         self._credit -= seconds
 
     def read(self, seconds: float) -> None:
-        """Charge the seconds of readings in other threads: nothing of the run where they are on idle cores."""
+        """Charge the seconds of readings in other threads, which cost nothing on idle cores."""
         self._credit -= seconds / self.pace
         if self.pace == 1:
             self._spent += seconds
 
     def lose(self, seconds: float) -> None:
-        """Charge the time that the training's steps have lost to readings in other threads."""
+        """Charge the time by which readings in other threads have slowed the training's steps."""
         self._spent += seconds
 
     @contextmanager

@@ -6,18 +6,18 @@ from typing import final
 
 @final
 class Costs:
-    """Keep the time of a reading of each matrix, and expect those of others in proportion to an estimate.
+    """The seconds of a reading of each matrix: the measured ones, or else estimates scaled to the measured ones.
 
     Args:
-        nominal: estimated seconds by matrix, up to a common factor, which is measured.
+        nominal: estimated seconds by matrix, up to a common factor, which is determined from measurements.
     """
 
     def __init__(self, nominal: Mapping[str, float]) -> None:
         self._nominal: Mapping[str, float] = {}
         self._seconds: dict[str, float] = {}
-        """As last measured."""
+        """The last measured seconds by matrix."""
         self._measured = [0.0, 0.0]
-        """Measured and nominal seconds of the matrices that were read: how fast this machine is."""
+        """Sums of measured and of nominal seconds of the read matrices; their ratio is the common factor."""
         self.replace(nominal)
 
     def replace(self, nominal: Mapping[str, float]) -> None:

@@ -14,19 +14,19 @@ class Fragment:
     """A box of a parameter, or an interval of the flattened parameter."""
 
     offset: tuple[int, ...]
-    """The first index in each dimension; of an interval the first element of the flattened parameter."""
+    """The first index in each dimension; for an interval, the first element of the flattened parameter."""
     size: tuple[int, ...]
     """The length in each dimension."""
     is_interval: bool = False
 
     @classmethod
     def whole(cls, shape: Sequence[int]) -> Self:
-        """Return the box that is all of a parameter."""
+        """Return the box of a whole parameter."""
         return cls((0,) * len(shape), tuple(shape))
 
     @classmethod
     def interval(cls, start: int, stop: int) -> Self:
-        """Return the elements start to stop - 1 of a flattened parameter."""
+        """Return the interval of elements from start to stop − 1 of a flattened parameter."""
         return cls((start,), (max(0, stop - start),), is_interval=True)
 
     @classmethod
@@ -95,7 +95,7 @@ class Region:
 def covers(fragments: Iterable[Fragment], shape: Sequence[int]) -> bool:
     """Return whether different fragments of one sharding make up a parameter.
 
-    Their elements are as many as its own, and they reach to both ends of each side.
+    It checks that the numbers of elements agree, and that the fragments reach both ends of each side.
 
     >>> covers([Fragment((0, 0), (2, 3)), Fragment((2, 0), (1, 3))], (3, 3))
     True

@@ -1,6 +1,6 @@
 """Find layers whose steps or norms jump, from samples taken between readings.
 
-A jump raises no alert; it only causes an earlier reading. So the thresholds can be low: a wrong jump costs one reading.
+A jump raises no alert, but only causes an earlier reading. So thresholds can be low: a false jump costs one reading.
 """
 
 import math
@@ -12,9 +12,9 @@ from typing import Any, final
 from esdmon.schedule.step_sample import StepSample
 
 FACTOR = 3.0
-"""A jump is beyond this factor times the largest of the recent values. Our choice."""
+"""A value is a jump if it exceeds this factor times the largest recent value. Our choice."""
 _KEPT = 16  # values that a new one is compared with
-_KNOWN = 6  # values before which nothing is a jump
+_KNOWN = 6  # smallest number of values before a jump can be detected
 _LEAST = 0.02  # relative change of a norm, or of the distance from the start, below which nothing is a jump
 _REPLACED = 0.5  # ‖ΔW‖/‖W‖ from sample to sample, up to which a weight was not replaced
 
@@ -29,7 +29,7 @@ class _Recent:
     start_ratio: float = math.nan
 
     def jumps(self, norm: float, ratio: float, change: float) -> bool:
-        """Return whether a step or a norm jumps, or a weight stops or is not finite any more."""
+        """Return whether a step or a norm jumps, or a weight has stopped moving or is no longer finite."""
         if math.isfinite(self.norm) and not math.isfinite(norm):
             return True
         if len(self.changes) < _KNOWN:
@@ -39,7 +39,7 @@ class _Recent:
         return has_stopped or has_changed or ratio > FACTOR * max(self.ratios)
 
     def is_replaced(self, shift: float, start_ratio: float) -> bool:
-        """Return whether a weight has jumped since the last sample to other values, or is set back to its start."""
+        """Return whether a weight was replaced by other values since the last sample, or reset to its start."""
         if len(self.changes) < _KNOWN:
             return False
         usual = FACTOR * max(self.shifts, default=math.inf)
@@ -48,16 +48,16 @@ class _Recent:
 
 @final
 class JumpDetector:
-    """Keep the recent samples of each layer, and find layers that jump."""
+    """The recent samples of each layer, to find layers that jump."""
 
     def __init__(self) -> None:
         self._recent: dict[str, _Recent] = {}
 
     def take(self, samples: Mapping[str, StepSample]) -> list[str]:
-        """Return the layers that jump from their recent samples to these.
+        """Add samples, and return the layers that jump.
 
-        Where a weight is replaced these are all layers: whether the others are replaced too is known from readings of
-        the same step only.
+        If a weight is replaced, all layers are returned, since only readings of the same step show whether the others
+        were replaced too.
         """
         found, is_replaced = [], False
         for name, (norm, ratio, _, shift, start_ratio) in samples.items():

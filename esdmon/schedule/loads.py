@@ -1,4 +1,4 @@
-"""Distribute readings over the ranks of a job: the next one goes to the rank with the smallest load."""
+"""Distribute readings over the ranks of a job: assign each to the rank with the smallest load."""
 
 from collections.abc import Iterable, Mapping
 from typing import final
@@ -18,29 +18,29 @@ class Loads:
     def __init__(self) -> None:
         self._loads: dict[int, float] = {}
         self.paces: Mapping[int, float] = {}
-        """Seconds of reading by rank for each second of its budget; 1 where that is not known."""
+        """Seconds of reading per second of budget, by rank; 1 if not known."""
 
     def keep(self, ranks: Iterable[int]) -> None:
-        """Replace the ranks; a new one counts as loaded as the least loaded of those before."""
+        """Replace the ranks; a new rank gets the smallest load of the previous ones."""
         least = min(self._loads.values(), default=0.0)
         self._loads = {rank: self._loads.get(rank, least) for rank in ranks}
 
     def limit(self, seconds: float) -> None:
-        """Let no rank be ahead of the least loaded one by more than a reading of so many seconds at its present pace.
+        """Limit the load of each rank to the smallest load plus one reading of this many seconds at its current pace.
 
-        What a rank was given while it read more slowly would count for ever.
+        Otherwise readings that a rank got while it was slower would count for ever.
         """
         least = min(self._loads.values(), default=0.0)
         for rank, load in self._loads.items():
             self._loads[rank] = min(load, least + seconds / self.paces.get(rank, 1.0))
 
     def give(self, seconds: float, ranks: Iterable[int], held: Mapping[int, int] | None = None) -> int:
-        """Give a reading to the rank with the least load, of several to the one that holds most of it; return it.
+        """Assign a reading to the rank with the smallest load, among equal ones to the largest holder; return the rank.
 
         Args:
-            seconds: that it is expected to take.
-            ranks: those that can read it.
-            held: how much of it each of them holds; none where that is the same for all.
+            seconds: expected seconds of the reading.
+            ranks: ranks that can read the matrix.
+            held: size of the part that each rank holds; empty if it is the same for all.
         """
         held = held or {}
         rank = min(ranks, key=lambda rank: (self._loads[rank], -held.get(rank, 0), rank))
@@ -49,7 +49,7 @@ class Loads:
 
 
 def share_out(costs: Mapping[str, float], ranks: Iterable[int]) -> dict[int, list[str]]:
-    """Return matrices by rank, of about equal cost: the costliest first, each to the rank with the least so far.
+    """Return matrices by rank, of about equal cost: the costliest first, each for the rank with the smallest sum.
 
     >>> share_out({"a": 1.0, "b": 3.0, "c": 1.5}, [0, 1])
     {0: ['b'], 1: ['c', 'a']}

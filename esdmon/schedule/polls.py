@@ -11,12 +11,12 @@ from typing import final
 from esdmon.schedule.attention import DENSER
 
 _AT_MOST = 4096
-"""Polls of all ranks together between two scheduled steps, of which a store answers some 100 000 a second: 40 ms of it.
-Our choice."""
+"""Largest number of polls of all ranks together between two scheduled steps. A store answers about 100 000 per second,
+so this takes 40 ms. Our choice."""
 
 
 def between(gap: int, ranks: int) -> tuple[int, ...]:
-    """Return after how many steps of a scheduled one all ranks poll, where the next scheduled one is `gap` steps later.
+    """Return the distances of the polls from a scheduled step, if the next scheduled step is `gap` steps later.
 
     >>> between(200, 8)
     (20, 40, 60, 80, 100, 120, 140, 160, 180)
@@ -33,7 +33,7 @@ def between(gap: int, ranks: int) -> tuple[int, ...]:
 
 @final
 class Polls:
-    """The steps of the polls that are left until the next scheduled step."""
+    """The steps of the remaining polls before the next scheduled step."""
 
     def __init__(self) -> None:
         self._left: list[int] = []
@@ -44,11 +44,11 @@ class Polls:
 
     @property
     def next(self) -> int | None:
-        """Return the step of the next poll; None where there is none before the next scheduled step."""
+        """Return the step of the next poll; None if there is none before the next scheduled step."""
         return self._left[0] if self._left else None
 
     def take(self, step: int) -> int | None:
-        """Return the planned step of the poll that is due at a step; None where none is."""
+        """Return the planned step of the poll that is due at a step; None if none is due."""
         reached = None
         while self._left and self._left[0] <= step:
             reached = self._left.pop(0)

@@ -2,8 +2,9 @@
 
 A matrix that moves at a rate d (‖ΔW‖/‖W‖ per step) and is read every T steps is d·T/2 out of date on average, and costs
 c/T per step. The total staleness is least, for a given total cost, where d·T²/c is equal for all matrices (Lagrange).
-So the matrix with the largest drift · age / cost is read first; where λmax was screened, |Δ ln λmax| counts as drift if
-it is more. This priority grows with age for every matrix that moves, and there is a longest wait, so no matrix starves.
+So the matrix with the largest drift · age / cost is read first; if λmax was screened, the larger of drift and |Δ ln
+λmax| is used. This priority grows with age for every matrix that moves, and there is a longest wait, so no matrix is
+left unread for ever.
 
 Before any of that each matrix is read once, in the order of `esdmon.schedule.first_rounds`.
 """
@@ -20,21 +21,22 @@ TOLERANCE = 1e-3
 """‖ΔW‖/‖W‖ up to which a matrix counts as unchanged. On 24 layers in training no meaningful alpha moved by more than a
 hundredth of its standard error within it: tests/benchmarks/skipped.py."""
 REFRESH = 10
-"""Due steps after which an unchanged matrix is read nevertheless, if credit is left: a sample can miss a change in a
-few rows. Our choice."""
+"""Due steps after which an unchanged matrix is read anyway, if credit is left: a sample can miss a change in a few
+rows. Our choice."""
 
 RARE = 3
-"""Due steps after which a matrix that was not read meanwhile is screened. Our choice."""
+"""Due steps without a reading after which a matrix is screened. Our choice."""
 
 LONGEST = 10
-"""Multiple of the number of matrices, in due steps, after which a changed matrix has priority over the others: one that
-costs ten thousand times as much as its neighbours would wait a hundred times as long. Our choice."""
+"""Multiple of the number of matrices, in due steps, after which a changed matrix has priority over the others: without
+this limit a matrix that costs ten thousand times as much as its neighbours would wait a hundred times as long. Our
+choice."""
 
 
 @dataclass(slots=True)
 class _State:
     round: int = 0
-    """In which of the first readings of its kind it is."""
+    """Round of first readings in which the matrix is read; see `first_rounds`."""
     read: int | None = None
     """Step of the last reading; None before the first."""
     measured: int = -1
@@ -45,11 +47,11 @@ class _State:
     passed: int = 0
     """Number of due steps since the last reading."""
     readable: bool = True
-    """Whether the last reading gave numbers."""
+    """True if the last reading gave numbers."""
     rate: float = math.nan
-    """‖ΔW‖/‖W‖ a step, as last measured."""
+    """‖ΔW‖/‖W‖ per step, as last measured."""
     change: float = 0.0
-    """|Δ ln λmax| since the last reading, less the error of the last screening, >= 0."""
+    """|Δ ln λmax| since the last reading minus the error of the last screening, >= 0."""
     screened: int = -1
     """Step of the last screening."""
 
@@ -59,7 +61,7 @@ class _State:
 
     @property
     def is_measured(self) -> bool:
-        """Return whether drift was measured since the last reading; without time for that it is 0."""
+        """Return whether drift was measured since the last reading; if there was no time for it, drift is 0."""
         return self.read is None or self.measured > self.read
 
     @property
@@ -75,12 +77,12 @@ class _State:
 
 @final
 class ReadPriority:
-    """Keep the cost, the last reading and the drift of each matrix, and choose which are read next.
+    """The cost, the last reading and the drift of each matrix, to choose the matrices that are read next.
 
     Args:
         nominal: estimated seconds of a reading by matrix, up to a common factor, which is measured.
-        on_device: those where eigenvalues are computed on an accelerator, for the matrices of which that may be.
-        limited: False without a budget: then all matrices are read but frozen ones that have not moved.
+        on_device: the same with eigenvalues on an accelerator, for the matrices for which that is possible.
+        limited: False without a budget: then all matrices are read except frozen ones that have not moved.
     """
 
     def __init__(
@@ -89,9 +91,9 @@ class ReadPriority:
         self._states: dict[str, _State] = {}
         self._limited = limited
         self._costs = {where: Costs({}) for where in (False, True)}
-        """By whether eigenvalues are computed on an accelerator."""
+        """Costs without and with eigenvalues on an accelerator."""
         self.on_device: Collection[str] = ()
-        """The matrices of which they are now."""
+        """The matrices whose eigenvalues are computed on an accelerator now."""
         self.replace(nominal, on_device)
 
     def replace(self, nominal: Mapping[str, float], on_device: Mapping[str, float] | None = None) -> None:
@@ -116,8 +118,8 @@ class ReadPriority:
         """Return the expected seconds of a reading; 0 for a matrix that does not exist any more.
 
         Args:
-            name: of the matrix.
-            on_device: whether eigenvalues are computed on an accelerator; None: what holds now.
+            name: name of the matrix.
+            on_device: whether eigenvalues are computed on an accelerator; None for the current choice.
         """
         return self._costs[name in self.on_device if on_device is None else on_device].expected(name)
 
@@ -131,19 +133,19 @@ class ReadPriority:
         return sorted(known, key=lambda name: self._states[name].measured)
 
     def drifted(self, name: str, step: int, drift: float, *, trainable: bool) -> None:
-        """Record how far a matrix has moved since its last reading; NaN where that is not known."""
+        """Record the drift of a matrix since its last reading; NaN if it is not known."""
         state = self._states[name]
         state.measured, state.drift, state.trainable = step, drift, trainable
         if state.read is not None and step > state.read:
             state.rate = drift / (step - state.read)
 
     def expect(self, name: str, step: int) -> None:
-        """Expect the drift that follows from its rate, where it cannot be measured at a step; NaN without a rate."""
+        """Set the drift that follows from the rate, if it cannot be measured at a step; NaN without a rate."""
         state = self._states[name]
         state.drift = state.ahead(step).drift
 
     def moved(self, name: str, drift: float, steps: int) -> None:
-        """Record how far a matrix had moved between its last two readings, so many steps apart."""
+        """Record the drift of a matrix between its last two readings, and the number of steps between them."""
         if name in self._states and steps > 0:
             self._states[name].rate = drift / steps
 
@@ -168,13 +170,14 @@ class ReadPriority:
                 self._costs[on_device].took(name, seconds)
 
     def to_screen(self, without: Collection[str] = (), *, in_part: bool = False) -> list[str]:
-        """Return the matrices that have changed and were not read for `RARE` due steps, the longest not known first.
+        """Return changed matrices without a reading for `RARE` due steps, the least recently known first.
 
-        Those that were never read come first, in the order of the first readings.
+        Matrices that were never read come first, in the order of first readings.
 
         Args:
             without: matrices to leave out.
-            in_part: whether drift is that of a part of a matrix. Then one that is trained counts as changed.
+            in_part: True if drift was measured on a part of each matrix only; then every trainable matrix counts as
+                changed.
         """
         states = {name: state for name, state in self._states.items() if name not in without}
         rare = [name for name, state in states.items() if state.read is None or state.passed >= RARE]
@@ -187,8 +190,9 @@ class ReadPriority:
         Args:
             name: of the matrix.
             step: optimizer steps taken when it was screened.
-            change: |Δ ln λmax|; None where it is not computed yet, and the last one counts.
-            since: step of the reading from which it has; where a later one is under way, the change is left out.
+            change: |Δ ln λmax|; None if it is not computed yet, so that the last value is kept.
+            since: step of the reading from which the change is measured; if a later reading has begun, the change is
+                ignored.
         """
         state = self._states.get(name)
         if state is not None and (state.read is None or step > state.read):
@@ -202,7 +206,7 @@ class ReadPriority:
             self._states[name].read = None
 
     def drift(self, name: str) -> float:
-        """Return ‖ΔW‖/‖W‖ since the last reading, as last measured; NaN where it was not."""
+        """Return ‖ΔW‖/‖W‖ since the last reading, as last measured; NaN if it was not measured."""
         state = self._states[name]
         return state.drift if state.read is not None and state.measured > state.read else math.nan
 
@@ -228,7 +232,7 @@ class ReadPriority:
             without: matrices to leave out.
             first: matrices that come before all others, unless they are known to be unchanged.
             forced: choose one matrix that has changed even without credit for it.
-            ahead: True for a step to come, of which drifts are not measured yet.
+            ahead: True for a future step, whose drifts are not measured yet.
         """
         costs = {name: self.expected(name) for name in self._states if name not in without}
         states = {name: self._states[name].ahead(step) if ahead else self._states[name] for name in costs}
@@ -236,7 +240,7 @@ class ReadPriority:
         for name in sorted(costs, key=lambda name: (name not in first, *self._order(states[name], step, costs[name]))):
             state = states[name]
             if self._has_changed(state) or (name in first and not state.is_measured):
-                # Credit is saved for one that does not fit now: those after it would use it up again and again.
+                # Credit is saved for a matrix that does not fit now; otherwise the next ones would use it up each time.
                 if costs[name] > credit and not (forced and not chosen):
                     break
             elif not (self._limited and state.passed >= REFRESH and costs[name] <= credit):

@@ -2,7 +2,7 @@
 
 The time of a step drifts: a processor clocks down, or another job on the host begins to work. So a block of steps
 without readings is compared only with the blocks next to it, on both sides, which cancels a steady drift. (In a job of
-several ranks some blocks lie between, in which readings end.)
+several ranks there are blocks in between, in which readings end.)
 
 One comparison gives y, the logarithm of a ratio of times, and f, the share of the time in which threads have read. A
 slow-down δ makes y = δf plus noise, so δ is estimated by the median of y/f, weighted by f².
@@ -15,22 +15,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
-_NEAR = 3  # blocks on each side that are compared; this and what follows is our choice
+_NEAR = 3  # blocks on each side that are compared; this and the following constants are our choice
 _KEPT = 20  # comparisons
 _FEWEST = 3  # comparisons before anything is concluded
-_LEAST = 0.1  # share of a block from which it counts as one in which threads read
+_LEAST = 0.1  # smallest share of a block's time with reading threads, for a block with readings
 
 
 @dataclass(frozen=True, slots=True)
 class SlowDown:
-    """By how much steps are slower while threads read."""
+    """The relative slow-down δ of steps while threads read, with an interval."""
 
     share: float
     """δ; may be negative, by chance."""
     low: float
-    """The lower end of its interval: δ is below it in 1 % of cases at most, since threads halted by mistake wait."""
+    """Lower end of the interval of δ. δ is below it in at most 1 % of cases, since threads that are halted by mistake
+    wait."""
     high: float
-    """The upper end: δ is above it in 20 % at most, since a thread added by mistake makes all of them read less."""
+    """Upper end of the interval of δ. δ is above it in at most 20 % of cases, since a thread that is added by mistake
+    makes all threads read less."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,17 +55,17 @@ class _Block:
 
 @final
 class Comparison:
-    """Collect the times of blocks of steps, in their order, and compare those with and without a reading."""
+    """The times of blocks of steps, in their order, and the comparisons of blocks with and without readings."""
 
     def __init__(self) -> None:
         self._found: deque[_Compared] = deque(maxlen=_KEPT)
         self.forget()
 
     def forget(self) -> None:
-        """Drop all comparisons, where the number of threads has changed."""
+        """Drop all comparisons, when the number of threads has changed."""
         self._found.clear()
         self.slow_down: SlowDown | None = None
-        """By how much steps are slower while threads read; None where too little was compared."""
+        """Slow-down of steps while threads read; None after too few comparisons."""
         self._before: deque[_Block] = deque(maxlen=_NEAR)
         self._still: list[_Block] = []
         self._after: list[_Block] = []
@@ -72,8 +74,9 @@ class Comparison:
         """Add a block of steps.
 
         Args:
-            seconds: that it took, above 0.
-            reading: share of it in which threads have read, 0 to 1. Blocks with less than a tenth are left out.
+            seconds: duration of the block, above 0.
+            reading: share of the block's time in which threads have read, 0 to 1. Blocks above 0 and below a tenth are
+                ignored.
         """
         block = _Block(seconds, reading)
         if not reading:
@@ -114,7 +117,7 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class _Quantiles:
-    """Quantiles of a probability: of the normal law, and of Student's for 2, 3, … `_KEPT` numbers."""
+    """Quantiles for one probability: of the normal law, and of Student's law for 2, 3, … `_KEPT` values."""
 
     normal: float
     student: tuple[float, ...]
@@ -131,10 +134,10 @@ _LIKELY = _Quantiles(  # 3 of 20
 
 
 def _interval(found: Sequence[_Compared], outside: _Quantiles) -> tuple[float, float]:
-    """Return an interval of δ from two comparisons or more, by the narrower of two rules at each end.
+    """Return an interval of δ from two or more comparisons; at each end the narrower of two rules is used.
 
-    Student's interval of the slope of y over f is narrow for few comparisons without outliers. That of the sign test
-    holds with outliers too: of k ratios y/f about k/2 are below δ.
+    Student's interval of the slope of y over f is narrow for few comparisons without outliers. The interval of the sign
+    test is also valid with outliers: about k/2 of k ratios y/f are below δ.
     """
     k, ordered = len(found), sorted(each.share for each in found)
     squares = sum(each.reading**2 for each in found)
@@ -147,7 +150,7 @@ def _interval(found: Sequence[_Compared], outside: _Quantiles) -> tuple[float, f
 
 
 def _weighted_median(found: Sequence[_Compared]) -> float:
-    """Return the median of y/f, weighted by f²; between two the mean of them."""
+    """Return the median of y/f, weighted by f²; the mean of two values if it lies between them."""
     ordered = sorted(found, key=lambda each: each.share)
     half = sum(each.reading**2 for each in ordered) / 2
     below, last = 0.0, ordered[0]

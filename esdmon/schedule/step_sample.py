@@ -12,8 +12,8 @@ class StepSample(NamedTuple):
     ratio: float
     """‖ΔW‖/‖W‖ of the step; infinite for a weight that was zero."""
     growth: float = 0.0
-    """Relative change of the norm by the step, negative where it shrinks."""
+    """Relative change of the norm by the step, negative if it shrinks."""
     shift: float = 0.0
-    """‖ΔW‖/‖W‖ since the end of the last sample, before the step; 0 where there was none."""
+    """‖ΔW‖/‖W‖ from the end of the last sample to the start of this step; 0 for a first sample."""
     start_ratio: float = math.nan
     """‖W − W₀‖ over the larger of ‖W‖ and ‖W₀‖, after the step; W₀ is the weight when it was first seen."""

@@ -1,6 +1,6 @@
-"""Decide when to read: a schedule is a pure function of the step, so all ranks of a job agree without communication.
+"""Define schedules: pure functions of the step, so that all ranks of a job agree without communication.
 
-Schedules that are made here can be pickled, copied and compared.
+Schedules of this module can be pickled, copied and compared.
 """
 
 import math
@@ -106,8 +106,8 @@ class _PerDecade:
         return step > 0 and step in islice(self.steps_from(step), 3)
 
     def steps_from(self, step: int) -> Iterator[int]:
-        """Yield the steps that are due, from one or two before a step on."""
-        # The power next to the step; its logarithm is exact to far less than a step.
+        """Yield the due steps, beginning one or two due steps before a step."""
+        # The nearest power; the error of its logarithm is far below one step.
         nearest = round(self.readings * math.log10(max(1, step)))
         return (math.ceil(10 ** (k / self.readings) - 1e-9) for k in count(max(0, nearest - 1)))
 
@@ -140,7 +140,7 @@ class _Union:
 
 
 def _whole(who: str, value: int, what: str) -> int:
-    """Return a whole number from 1 on, also one of numpy's, as an int."""
+    """Return a whole number >= 1, also a number of numpy, as an int."""
     try:
         number = operator.index(value)
     except TypeError:

@@ -24,23 +24,24 @@ from esdmon.schedule.slow_down import Comparison, SlowDown
 _BLOCK = 20  # steps; this and what follows is our choice
 _CONTROL_EVERY = 4  # at least one block in so many is a control, in which threads pause
 MOST_ENDING = 8
-"""Blocks at most in which the readings of a job end before one is measured: longer readings are not. Our choice."""
-_RETRY = 50  # blocks at least until reading beside the training is tried again, where it had cost too much
-_RECENT = 60  # blocks in which threads have read, at most, whose loss the run earns before
-_MOST_RETRY = 800  # the same at most: the pause doubles each time
-_AIM = 0.8  # of the budget, where steps are slower than it allows: an estimate is too low as often as too high
+"""Largest number of blocks in which the readings of a job end before a block is measured; with longer readings nothing
+is measured. Our choice."""
+_RETRY = 50  # smallest number of blocks until reading beside the training is tried again after it was too slow
+_RECENT = 60  # largest number of blocks with readings whose loss the run earns back first
+_MOST_RETRY = 800  # largest such number: the pause doubles each time
+_AIM = 0.8  # of the budget, if steps are slower than it allows: estimates are too low as often as too high
 _LONG = 5  # times the median step of a block: a longer step contains a pause of the host, such as a validation,
 _LONGEST = 0.1  # if it also takes more seconds than this; a step that waits for the interpreter's lock may take fewer
-_MUCH = 4  # times the budget, from which no thread is left
+_MUCH = 4  # times the budget: above this slow-down no thread is left
 
 
 def blocks_to_end(seconds: float, step_seconds: float) -> int:
-    """Return in how many blocks of steps a reading of so many seconds ends, 1 to `MOST_ENDING`."""
+    """Return the number of blocks of steps in which a reading of this many seconds ends, 1 to `MOST_ENDING`."""
     return max(1, min(MOST_ENDING, math.ceil(seconds / (_BLOCK * step_seconds)))) if step_seconds > 0 else 1
 
 
 def steps_paused(ending: int) -> int:
-    """Return how many steps a thread may pause where readings end in so many blocks; 0 where none ever does."""
+    """Return how many steps a thread may pause if readings end in this many blocks; 0 if threads never pause."""
     return _BLOCK * (ending + 2) if ending else 0
 
 
@@ -51,20 +52,20 @@ class _Step:
 
 
 def _without_pauses(steps: Sequence[_Step]) -> list[_Step]:
-    """Return the steps of a block except for those during which the host did something else."""
+    """Return the steps of a block without those in which the host did something else."""
     longest = max(_LONGEST, _LONG * statistics.median(step.seconds for step in steps))
     return [step for step in steps if step.seconds <= longest]
 
 
 @final
 class Workers:
-    """Count steps, and set how many threads may read beside them.
+    """The number of threads that may read beside the training, set from the measured slow-down of its steps.
 
     Args:
-        share: by which steps may be slower, the budget.
-        most: returns the threads that idle cores allow now, 0 where none is idle, given how many cores have read.
-        clock: seconds, without those that the monitor takes in the hook.
-        with_ranks: whether other ranks read beside the same steps.
+        share: largest relative slow-down of steps, the budget.
+        most: returns the number of threads for the idle cores now, given the number of cores that have read; may be 0.
+        clock: returns seconds, without the monitor's time in the hook.
+        with_ranks: whether other ranks read during the same steps.
         is_known: returns whether idle cores have been counted.
     """
 
@@ -90,33 +91,33 @@ class Workers:
         self._blocks = 0
         self._is_dropped = False
         self._lost = 0.0
-        """Share of a block that is lost, as last known."""
+        """Last known share of a block's time that is lost."""
         self._blocks_until_retry = 0
         self._pause = _RETRY
         self._read = 0.0
-        """Blocks in which threads have read lately, since their number was set."""
+        """Recent blocks in which threads have read, since their number was set."""
         self._has_failed = False
-        """Whether more threads than now have slowed the steps too much."""
+        """True if more threads than now have slowed the steps too much."""
         self._without_control = 0
         """Blocks since the last in which no thread read."""
         self._owed = 0.0
-        """Blocks without a reading that are due, for those in which threads have read."""
+        """Number of blocks without readings that are due after blocks with readings."""
         self.ending = 1
-        """Blocks in which readings end before one is measured, where other ranks read too."""
+        """Number of blocks in which readings end before a block is measured, if other ranks read too."""
         self.is_paused = False
         """True while no thread may begin to read, so that steps without it are measured."""
 
     @property
     def count(self) -> int:
-        """Return how many threads may read on idle cores; 0 where none is idle, or reading slows the steps by much."""
+        """Return how many threads may read on idle cores; 0 if no core is idle, or if reading slows the steps much."""
         return min(self._wanted, self._cap)
 
     @property
     def rate(self) -> float:
-        """Return the seconds that threads may read in a second of the run, for its steps to lose no more than `share`.
+        """Return the seconds that threads may read per second of the run, so that its steps lose at most `share`.
 
-        It is their number, or less where steps are slower by more than the share while they read: then they read for a
-        part of the time.
+        It is the number of threads, or less if the slow-down exceeds the share: then threads read for a part of the
+        time.
         """
         found = self.slow_down
         if found is None or found.share <= self._share:
@@ -130,7 +131,7 @@ class Workers:
 
     @property
     def slow_down(self) -> SlowDown | None:
-        """Return by how much steps are slower while threads read; None where it is not known yet."""
+        """Return the relative slow-down of steps while threads read; None if it is not known yet."""
         return self._comparison.slow_down
 
     def step(self, *, is_busy: bool) -> float:
@@ -140,7 +141,7 @@ class Workers:
             is_busy: whether a thread reads.
 
         Returns:
-            The seconds that the steps of a block have lost to reading, where one has ended with this step; else 0.
+            The seconds that readings have cost the steps of a block, if a block has ended with this step; else 0.
         """
         before, self._since = self._since, self._clock()
         if before is None:
@@ -163,23 +164,23 @@ class Workers:
         return lost
 
     def wait(self) -> None:
-        """Drop the block that is measured, and let threads begin: the training waits for readings."""
+        """Drop the current block, and let threads begin, since the training waits for readings."""
         self.is_paused = False
         self.drop()
 
     def drop(self) -> None:
-        """Drop the block that is measured: a step of it took longer than others, for another reason than threads."""
+        """Drop the current block, in which a step took longer for another reason than reading threads."""
         self._is_dropped = True
 
     def _place(self) -> int:
-        """Return the place of this block in a job's cycle: some that read, some in which readings end, a control."""
+        """Return the position of this block in a job's cycle: with readings, with ending readings, or a control."""
         return self._blocks % (_CONTROL_EVERY + self.ending)
 
     def _compare(self, steps: Sequence["_Step"]) -> float:
         """Compare the steps of a block, and return the seconds that they have lost."""
         seconds = sum(step.seconds for step in steps)
         reading = statistics.fmean(step.is_busy for step in steps)
-        if seconds <= 0:  # a clock that stands still
+        if seconds <= 0:  # the clock has not advanced
             return 0.0
         if self._is_compared(reading):
             self._comparison.add(seconds / len(steps), reading)
@@ -189,14 +190,14 @@ class Workers:
         return self._lost * reading * seconds if is_free else 0.0
 
     def _is_compared(self, reading: float) -> bool:
-        """Return whether a block counts: in a job those in which all ranks read, and those in which none does."""
+        """Return whether a block is compared; in a job only if all ranks read in it, or none."""
         if not self._with_ranks:
             return True
         return reading == 1 if not self.is_paused else not reading and self._place() == _CONTROL_EVERY - 1 + self.ending
 
     @property
     def _each(self) -> float:
-        """Return how many blocks without a reading follow each in which threads read."""
+        """Return the number of blocks without readings after each block with readings."""
         return max(1 / (_CONTROL_EVERY - 1), self.count / self.rate - 1) if self.count else 0.0
 
     def _count_busy(self, busy: float) -> None:
@@ -205,7 +206,7 @@ class Workers:
         self._without_control = self._without_control + 1 if busy else 0
 
     def _is_to_pause(self) -> bool:
-        """Return whether threads pause in the next block: after a few in which they read, until none is owed."""
+        """Return whether threads pause in the next block: after some blocks with readings, while any is due."""
         if self.is_paused:
             return self._owed > 0.5 or self._without_control > 0
         return self._owed > (_CONTROL_EVERY - 1.5) * self._each or self._without_control >= 2 * _CONTROL_EVERY
@@ -222,10 +223,11 @@ class Workers:
         if found.low > self._share:
             self._has_failed = True
             is_much = found.low > _MUCH * self._share
-            # Alone, one thread is left, which reads for a part of the time. In a job it is one of many.
+            # Without other ranks one thread is left, which reads for a part of the time. In a job it would be one of
+            # many.
             fewest = 0 if is_much or self._with_ranks else 1
             fewer = fewest if is_much else max(fewest, self._wanted // 2)
-            if not fewer:  # until the run has earned what it has lost
+            if not fewer:  # until the run has earned its loss back
                 lost = math.ceil(self._read * found.share / self._share)
                 self._blocks_until_retry = min(max(self._pause, lost), _MOST_RETRY)
                 self._pause = min(2 * self._pause, _MOST_RETRY)

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-# Before CUDA is used: trainings are compared to the last bit, for which cuBLAS needs a workspace of its own.
+# Before CUDA is used: trainings are compared bit by bit, for which cuBLAS needs a fixed workspace.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import torch
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None, checks: Sequence[Check] = CHECK
     given = parser.parse_args(arguments)
     if given.seconds < 1:
         parser.error(f"--seconds must be 1 or more; got {given.seconds}")
-    # Where a check deadlocks, its stack is the finding. 2 is standard error, also where a caller has replaced it.
+    # If a check deadlocks, its stack shows why. 2 is standard error, also if `sys.stderr` was replaced.
     faulthandler.dump_traceback_later(given.seconds, exit=True, file=2)
     try:
         return _run(parser, given, checks)
@@ -59,5 +59,5 @@ def _run(parser: argparse.ArgumentParser, given: argparse.Namespace, checks: Seq
 
 if __name__ == "__main__":
     status = main()
-    faulthandler.dump_traceback_later(_END_SECONDS, exit=True, file=2)  # a thread or CUDA may hold up the end
+    faulthandler.dump_traceback_later(_END_SECONDS, exit=True, file=2)  # a thread or CUDA may block the exit
     sys.exit(status)

@@ -1,4 +1,4 @@
-"""List the checks, in the order in which they run: what is right first, then what it costs."""
+"""List the checks, in the order in which they run: correctness first, then costs."""
 
 from esdmon.selftest import correctness, costs, graphs, precision_switches, waiting
 from esdmon.selftest.harness import Check
@@ -17,8 +17,8 @@ CHECKS = (
     Check("graphed_callables", graphs.graphed_callables, needs_cuda="graphs", apart=True),
     Check("compiled", graphs.compiled, needs_cuda="graphs", apart=True),
     Check("step_times", costs.step_times),
-    Check("memory", waiting.memory, needs_cuda="the memory of a GPU", apart=True),  # alone: it takes all of it
+    Check("memory", waiting.memory, needs_cuda="the memory of a GPU", apart=True),  # apart: it fills the memory
     Check("estimates", costs.estimates),
     Check("leaving", waiting.leaving),
 )
-"""Each with a name for `--only`."""
+"""The checks; their names are the values of `--only`."""

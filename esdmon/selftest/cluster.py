@@ -1,7 +1,7 @@
 """Check a job of several ranks: `torchrun … -m esdmon.selftest` on the machines that train, one table on rank 0.
 
-Each check trains a small model that is sharded in one way, with a monitor and without, and compares what was read with
-the whole weights, which the check gathers by torch's own collectives, outside of the monitor's steps.
+Each check trains a small model that is sharded in one way, with a monitor and without. It compares the readings with
+the whole weights, which it gathers by torch's own collectives, outside of the monitor's steps.
 """
 
 import os
@@ -26,14 +26,14 @@ from esdmon.sinks import MemorySink
 from esdmon.watching import watch
 
 _STEPS = 8
-_WAIT = 0.5  # seconds that a step of the monitor may take
-_LATE = 5.0  # seconds that a rank sleeps: more than the others wait for its fragment
+_WAIT = 0.5  # largest seconds of a step of the monitor
+_LATE = 5.0  # seconds that a rank sleeps: longer than the others wait for its fragment
 _NAME = 26
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A training that was watched, or not."""
+    """The results of a training, with or without a monitor."""
 
     losses: list[float]
     reports: tuple[Report, ...] = ()
@@ -41,7 +41,7 @@ class Run:
     """Frobenius norms of the whole weights after each step."""
     collectives: int = 0
     longest: float = 0.0
-    """Seconds of the longest step of the monitor but the first, which loads libraries."""
+    """Seconds of the longest step of the monitor, without the first, which loads libraries."""
     errors: tuple[str, ...] = ()
 
 
@@ -56,7 +56,7 @@ def check_all(device: torch.device) -> int:
         try:
             with quiet():
                 result, detail = check(device)
-        except Exception as error:  # noqa: BLE001 -- that is what a check is for
+        except Exception as error:  # noqa: BLE001 -- any error is a failed check
             result, detail = "FAIL", explain(error)
         gathered: list[Any] = [None] * distributed.get_world_size()
         distributed.all_gather_object(gathered, (result, detail))
@@ -82,7 +82,7 @@ def _checks(size: int) -> Iterable[tuple[str, _Check]]:
 
 
 def _cluster(device: torch.device) -> tuple[Result, str]:
-    """List hosts and addresses; fail where an address is that of the host itself, and there are others."""
+    """List hosts and addresses; fail if a rank uses a loopback address although there are several hosts."""
     found: list[Any] = [None] * distributed.get_world_size()
     distributed.all_gather_object(found, (socket.gethostname(), own_address()))
     hosts = {host for host, _ in found}
@@ -114,7 +114,7 @@ def _compare(device: torch.device, spread: Callable[[nn.Module, torch.device], n
 
 
 def _late(device: torch.device) -> tuple[Result, str]:
-    """Measure what the others feel of a rank that sleeps where no training waits for it."""
+    """Measure the delay of the other ranks if one rank sleeps at a point where no training waits for it."""
     model = _fsdp2(_network(), device)
     sink = MemorySink()
     longest = 0.0
@@ -133,7 +133,7 @@ def _late(device: torch.device) -> tuple[Result, str]:
 def _train(device: torch.device, spread: Callable[..., nn.Module], *, watched: bool) -> Run:
     model = spread(_network(), device)
     weights: dict[str, Any] = dict(model.named_parameters())
-    # Not `foreach`, the default on CUDA, which refuses sharded and plain weights in one group.
+    # Not `foreach`, the default on CUDA, which rejects sharded and plain weights in one group.
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, foreach=False)
     generator = torch.Generator().manual_seed(0)
     sink, losses, norms = MemorySink(), [], []
@@ -165,7 +165,7 @@ def _whole(tensor: Any) -> Tensor:
 
 
 def _difference(layer: LayerReport, norms: Sequence[dict[str, float]]) -> float:
-    """Return the relative difference of a norm that was read from that of the whole weight."""
+    """Return the relative difference between the norm in a reading and the norm of the whole weight."""
     norm = norms[layer.step - 1][f"{layer.name}.weight"]
     return abs(layer.measures["frobenius_norm"] - norm) / norm
 

@@ -1,4 +1,4 @@
-"""Check that readings on a GPU are right: against a CPU, on streams, in mid-training."""
+"""Check that readings on a GPU are correct: against a CPU, on streams, and during training."""
 
 import copy
 import itertools
@@ -18,12 +18,12 @@ from esdmon.sinks import MemorySink
 from esdmon.watching import watch
 from esdmon.weights import Screener, discover, sum_of_squares
 
-_STEPS = 60  # of the trainings that are compared bit by bit
-_TORN = 1e-5  # relative error of lambda_max from which a copy is not of its step: 20 times that of float32
+_STEPS = 60  # steps of the trainings that are compared bit by bit
+_TORN = 1e-5  # relative error of lambda_max above which a copy is of another step: 20 times the error of float32
 
 
 def reading(machine: Machine) -> Iterator[Row]:
-    """Compare readings on the device with those of a copy on the CPU, for layers of many kinds."""
+    """Compare readings on the device with readings of a copy on the CPU, for layers of many kinds."""
     for dtype in DTYPES:
         model = zoo(dtype, large=machine.is_cuda)
         expected = analyze(model)
@@ -32,7 +32,7 @@ def reading(machine: Machine) -> Iterator[Row]:
 
 
 def screening(machine: Machine) -> Iterator[Row]:
-    """Compare the norms that are computed between readings, also as of a part of a sharded weight, with readings."""
+    """Compare screened norms with readings, also norms computed from a part of a sharded weight."""
     model = zoo(torch.float32, large=machine.is_cuda)
     expected = {each.name: each.measures for each in analyze(model)}
     screener = Screener()
@@ -61,7 +61,7 @@ def screening(machine: Machine) -> Iterator[Row]:
 
 
 def compared(report: Report, expected: Report, part: str, tolerance: float, note: str = "") -> Row:
-    """Return a row on two readings of the same weights: alpha within the tolerance, phases equal, none failed."""
+    """Return a row on two readings of the same weights: equal phases, alpha within a tolerance, no failure."""
     wrong = [f"{each.name}: {each.status}, {each.reason}" for each in report if each.status != "ok"]
     alpha, edge = {}, {}
     for each, other in zip(report, expected, strict=True):
@@ -84,7 +84,7 @@ def compared(report: Report, expected: Report, part: str, tolerance: float, note
 
 
 def _difference(one: LayerReport, other: LayerReport, measure: str) -> float:
-    """Return the relative difference of a measure; infinite where it is defined for one of the two only."""
+    """Return the relative difference of a measure; infinite if it is defined for only one of the two readings."""
     a, b = one.measures.get(measure, math.nan), other.measures.get(measure, math.nan)
     if math.isnan(a) and math.isnan(b):
         return 0.0
@@ -92,7 +92,7 @@ def _difference(one: LayerReport, other: LayerReport, measure: str) -> float:
 
 
 def identical(machine: Machine) -> Iterator[Row]:
-    """Compare losses and weights of trainings with and without a watch, to the last bit."""
+    """Compare losses and weights of trainings with and without a monitor, bit by bit."""
     torch.use_deterministic_algorithms(mode=True)
     plain, again = (_trained(machine, None) for _ in range(2))
     if not plain.equals(again):
@@ -126,7 +126,7 @@ def _trained(machine: Machine, options: Mapping[str, Any] | None) -> Training:
 
 
 def on_device(machine: Machine) -> Iterator[Row]:
-    """Compare readings whose eigenvalues the GPU computes in the hook with those of clones, while weights move on."""
+    """Compare readings by the GPU in the hook with readings of clones, while training continues."""
     for dtype in DTYPES:
         layers = {name: layer for name, layer in zoo(dtype, large=True).items() if name in ("large", "largest")}
         model, sink = nn.ModuleDict(layers).to(machine.device), MemorySink()
@@ -158,7 +158,7 @@ def on_device(machine: Machine) -> Iterator[Row]:
 
 
 def torn(machine: Machine) -> Iterator[Row]:
-    """Compare the readings of a weight that an optimizer hammers with clones that are taken in the same steps."""
+    """Compare the readings of a weight that changes much in each step with clones taken at the same steps."""
     shape = (131072, 64) if machine.is_cuda else (8192, 64)
     base = 0.01 * torch.randn(shape, generator=torch.Generator("cpu").manual_seed(1))
     for mode in ("thread", "sync"):
@@ -173,7 +173,7 @@ def torn(machine: Machine) -> Iterator[Row]:
             for _ in range(40):
                 optimizer.step()
                 clones[monitor.steps] = layer.weight.detach().clone()
-                if monitor.steps % 8 == 0:  # at times let the thread catch up, so that more steps are read
+                if monitor.steps % 8 == 0:  # sometimes wait for the thread, so that more steps are read
                     machine.settle()
                     time.sleep(0.05)
         wrong, worst, count = _against_clones(sink.reports, clones)
@@ -188,8 +188,8 @@ def _against_clones(reports: Iterable[Report], clones: Mapping[int, Tensor]) -> 
     """Return the readings whose lambda_max is not that of the clone of their step, the largest error, and their number.
 
     Args:
-        reports: of a model of one layer.
-        clones: of its weight, by step.
+        reports: reports of a model with one layer.
+        clones: clones of its weight, by step.
     """
     wrong, errors = [], [0.0]
     for each in (each for report in reports for each in report.new):
@@ -200,7 +200,7 @@ def _against_clones(reports: Iterable[Report], clones: Mapping[int, Tensor]) -> 
 
 
 def _sensitivity(base: Tensor) -> Row:
-    """Return whether a copy with 1 % of its rows from the next step would be seen at the last step."""
+    """Return whether the check would find a copy with 1 % of its rows from the next step, at the last step."""
     whole = base + 40
     mixed = whole.clone()
     mixed[: len(mixed) // 100] += 1
@@ -213,7 +213,7 @@ def _sensitivity(base: Tensor) -> Row:
 
 
 def _unordered(machine: Machine) -> Iterator[Row]:
-    """Yield how many copies are torn on a stream that waits for nothing: whether this device can tear at all."""
+    """Yield how many copies are torn without synchronisation, to show whether this device can tear copies."""
     if not machine.is_cuda:
         yield Row("SKIP", "needs CUDA: copies on another stream", "control_unordered")
         return

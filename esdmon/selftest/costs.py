@@ -1,4 +1,4 @@
-"""Measure the machine, the slow-down of steps, and what the parts of a reading take."""
+"""Describe the machine, and measure the slow-down of steps and the time of each part of a reading."""
 
 import itertools
 import os
@@ -21,13 +21,13 @@ from esdmon.selftest.models import mlp
 from esdmon.sinks import MemorySink
 from esdmon.watching import watch
 
-_SLOWER = 1.03  # the default budget of 1 %, and some of the two seconds that a run may spend before it has earned them
-_CALLS = 200  # of which the mean time is taken
-_SURE = 0.95  # of the interval of a ratio
+_SLOWER = 1.03  # the default budget of 1 %, and a part of the two seconds that a run may spend in advance
+_CALLS = 200  # number of calls in a mean time
+_SURE = 0.95  # probability of the interval of a ratio
 
 
 def environment(machine: Machine) -> Iterator[Row]:
-    """Describe the machine, and what calls to CUDA take that esdmon makes in a hook."""
+    """Describe the machine, and measure the CUDA calls that esdmon makes in a hook."""
     limit = Path("/sys/fs/cgroup/cpu.max")
     versions = f"Python {platform.python_version()}, torch {torch.__version__}, numpy {np.__version__}, "
     versions += f"scipy {scipy.__version__}"
@@ -60,7 +60,7 @@ def environment(machine: Machine) -> Iterator[Row]:
 
 
 def _microseconds(machine: Machine, call: Callable[[], Any]) -> float:
-    """Return the microseconds of a call, a mean after a first one."""
+    """Return the mean microseconds of a call, without the first call."""
     call()
     machine.settle()
     begin = time.perf_counter()
@@ -70,7 +70,7 @@ def _microseconds(machine: Machine, call: Callable[[], Any]) -> float:
 
 
 def timed(machine: Machine, work: Callable[[], Any], repeats: int = 2) -> tuple[float, float, float]:
-    """Return the milliseconds of the device, the host and this thread's CPU, medians of some repeats after a first."""
+    """Return milliseconds of the device, the host and this thread's CPU: medians over repeats, without the first."""
     work()
     rows = []
     for _ in range(repeats):
@@ -87,7 +87,7 @@ def timed(machine: Machine, work: Callable[[], Any], repeats: int = 2) -> tuple[
 
 
 def _mark(machine: Machine) -> Any:
-    """Return an event that is queued now; without a GPU the time."""
+    """Return an event that is queued now, or the time on a CPU."""
     if not machine.is_cuda:
         return time.perf_counter()
     event = machine.event()
@@ -111,7 +111,7 @@ def step_times(machine: Machine) -> Iterator[Row]:
 def _step_times(
     machine: Machine, part: str, network: Callable[[], nn.Module], shape: tuple[int, int], steps: int
 ) -> Row:
-    """Train two copies of a network, one of them watched by the optimizer's hooks, in blocks that take turns."""
+    """Train two copies of a network in alternating blocks of steps, one of them with a monitor."""
     pairs = 8 if machine.is_cuda else 4
     x = torch.randn(shape, device=machine.device)
     sink = MemorySink()
@@ -121,7 +121,7 @@ def _step_times(
         model = models[watched] = network().to(machine.device)
         optimizer = optimizers[watched] = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=machine.is_cuda)
         take[watched] = partial(_step, machine, model, optimizer, x)
-    # One monitor for all blocks, since each has two seconds free.
+    # One monitor for all blocks, since each monitor may spend two seconds in advance.
     monitor = watch(models[True], optimizers[True], every=steps // 2, sinks=[sink])
 
     def block(*, watched: bool) -> list[float]:
@@ -130,7 +130,7 @@ def _step_times(
             take[watched]()
             marks.append(_mark(machine))
         machine.settle()
-        monitor.flush()  # outside of what is timed, so that no block without it is slowed down
+        monitor.flush()  # outside of the timed part, so that blocks without a monitor are not slowed down
         return [_between(start, end) for start, end in itertools.pairwise(marks)]
 
     block(watched=False)
@@ -142,7 +142,7 @@ def _step_times(
     overhead = monitor.overhead
     monitor.close()
     layers = [layer for report in sink.reports for layer in report.new]
-    exact = sum(layer.precision == "float64" for layer in layers)  # as a GPU computes them in the hook
+    exact = sum(layer.precision == "float64" for layer in layers)  # computed by the GPU in the hook
     ratios = [sum(on) / sum(off) for on, off in blocks]
     on, off = ([ms for pair in blocks for ms in pair[k]] for k in (0, 1))
     low, high = interval(ratios)
@@ -159,7 +159,7 @@ def _step_times(
 
 
 def interval(ratios: Sequence[float]) -> tuple[float, float]:
-    """Return the interval in which the mean of such ratios lies with a probability of 95 %, by Student's t."""
+    """Return the 95 % confidence interval of the mean of the ratios, by Student's t."""
     error = statistics.stdev(ratios) / len(ratios) ** 0.5
     low, high = scipy.stats.t.interval(_SURE, len(ratios) - 1, loc=statistics.mean(ratios), scale=max(error, 1e-12))
     return float(low), float(high)
@@ -179,7 +179,7 @@ def _tenths(times: Sequence[float]) -> list[float]:
 
 
 def estimates(machine: Machine) -> Iterator[Row]:
-    """Measure products, eigenvalues and copies: device, host and thread-CPU milliseconds."""
+    """Measure the device, host and thread-CPU milliseconds of products, eigenvalues and copies."""
     random = torch.Generator("cpu").manual_seed(4)
     for m in (512, 1024, 2048, 4096) if machine.is_cuda else (64, 128):
         weight = torch.randn(2 * m, m, generator=random).to(machine.device)

@@ -18,12 +18,12 @@ from esdmon.watching import watch
 _REPLAYS = 200
 _EVERY = 10
 _WIDTH, _DEPTH = 1024, 12
-_PAUSE = 0.04  # seconds in each layer of a capture, so that the thread has gone from one matrix to the next in it
+_PAUSE = 0.04  # seconds in each layer of a capture, so that the thread begins the next matrix meanwhile
 
 
 @final
 class _Pause(nn.Module):
-    """Return the input, in a capture after some time: Python runs then, but not in the replays."""
+    """A layer that returns its input, and sleeps during a capture; replays do not run Python."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Wait where a graph is captured, and return the input."""
@@ -34,7 +34,7 @@ class _Pause(nn.Module):
 
 @final
 class _Run:
-    """A network that trains on a fixed batch, watched or not, from the same start."""
+    """A network that trains on a fixed batch from a fixed seed, with or without a monitor."""
 
     def __init__(self, machine: Machine, *, watched: bool, pauses: bool) -> None:
         self.machine = machine
@@ -60,7 +60,7 @@ class _Run:
         self.optimizer.step()
 
     def begin_reading(self) -> None:
-        """Have a reading in flight."""
+        """Start a reading, and leave it in flight."""
         if self.monitor is not None:
             self.monitor.step(_EVERY)
             self._clone(self.monitor)
@@ -74,7 +74,7 @@ class _Run:
         self.clones[monitor.steps] = self.module.get_parameter("weight").detach().clone()
 
     def check(self) -> tuple[list[str], str]:
-        """Close, and return what was wrong with the readings, and their figures."""
+        """Close the monitor, and return the faults of the readings, and their figures."""
         faults: tuple[Fault, ...] = ()
         if self.monitor is not None:
             self.monitor.close()
@@ -95,7 +95,7 @@ class _Run:
         return wrong, f"{len(news)} readings (the first sweep {seconds:.2f} s), lambda_max within {worst:.1e} of clones"
 
     def what_is_known(self) -> str:
-        """Return what `check` finds, or why even that is not possible."""
+        """Return the result of `check`, or the reason why it failed."""
         try:
             wrong, text = self.check()
         except Exception as error:  # noqa: BLE001 -- CUDA may be unusable now
@@ -107,7 +107,7 @@ Scenario = Callable[[_Run], float]
 
 
 def _compare(machine: Machine, scenario: Scenario, *, pauses: bool = True) -> Row:
-    """Run a scenario without watching, then with it: what fails without it is none of esdmon's business."""
+    """Run a scenario without a monitor, then with one; failures without a monitor are not due to esdmon."""
     plain = _Run(machine, watched=False, pauses=pauses)
     try:
         scenario(plain)
@@ -168,7 +168,7 @@ def _graphed_callables(run: _Run) -> float:
 
 
 def compiled(machine: Machine) -> Iterator[Row]:
-    """Train what `torch.compile(mode="reduce-overhead")` captures, with a reading always in flight."""
+    """Train a model compiled by `torch.compile(mode="reduce-overhead")`, with a reading always in flight."""
     yield _compare(machine, _compiled, pauses=False)
 
 

@@ -21,21 +21,21 @@ import torch
 
 Result: TypeAlias = Literal["PASS", "FAIL", "SKIP", "INFO"]
 PROCESS_SECONDS = 180
-"""Seconds after which a check in a process of its own prints its stacks and ends: a deadlock, or a very slow CPU."""
-_GRACE = 40  # more seconds, after which it is killed
-_THREADS = "2"  # of linear algebra in a process beside others: threads that wait for each other spin
+"""Seconds after which a check in a separate process prints its stacks and exits: a deadlock, or a very slow CPU."""
+_GRACE = 40  # seconds more after which the process is killed
+_THREADS = "2"  # threads of linear algebra in a process beside others: waiting threads spin
 _WIDTH = 30
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """The device that is tested, and how large a test may be."""
+    """The tested device, and the sizes of its tests."""
 
     device: torch.device
 
     @property
     def is_cuda(self) -> bool:
-        """Return whether the device is a GPU of CUDA: else all sizes are small, and times mean nothing."""
+        """Return whether the device is a CUDA GPU; otherwise sizes are small, and times are not meaningful."""
         return self.device.type == "cuda"
 
     def stream(self) -> torch.cuda.Stream:
@@ -43,11 +43,11 @@ class Machine:
         return torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
     def event(self) -> torch.cuda.Event:
-        """Return a new event that takes the time."""
+        """Return a new event with timing."""
         return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
     def settle(self) -> None:
-        """Wait until the device has done all that was queued."""
+        """Wait until the device has completed all queued work."""
         if self.is_cuda:
             torch.cuda.synchronize(self.device)
 
@@ -59,7 +59,7 @@ class Row:
     result: Result
     detail: str
     part: str = ""
-    """What of the check this line is about; empty for a check of one line."""
+    """Name of the part of the check; empty for a check of one line."""
     figures: Mapping[str, Any] = field(default_factory=dict)
     """Further numbers, for the JSON."""
 
@@ -76,11 +76,12 @@ class Check:
     needs_cuda: str = ""
     """Why the check needs a GPU; empty for one that also runs on a CPU."""
     apart: bool = False
-    """Run in a process of its own, since it may leave CUDA unusable, or not return; with its neighbours."""
+    """True to run the check in a separate process, shared with its neighbours, since it may make CUDA unusable or
+    hang."""
 
 
 def verdict(wrong: Sequence[str], right: str, part: str = "", figures: Mapping[str, Any] | None = None) -> Row:
-    """Return a row that fails and lists what is wrong, or passes with the figures."""
+    """Return a row that fails with a list of faults, or passes with the figures."""
     if wrong:
         more = f"; and {len(wrong) - 4} more" if len(wrong) > 4 else ""
         return Row("FAIL", "; ".join(wrong[:4]) + more + f" ({right})", part, figures or {})
@@ -92,9 +93,9 @@ def run(checks: Sequence[Check], machine: Machine, *, json_path: Path | None = N
 
     Args:
         checks: in their order.
-        machine: what is tested.
+        machine: the tested device.
         json_path: a file that is written after each row, so that it is there after a crash.
-        in_process: run those here that would have a process of their own.
+        in_process: run all checks in this process.
     """
     rows: list[dict[str, Any]] = []
     begin = time.perf_counter()
@@ -125,14 +126,14 @@ def _rows(checks: Sequence[Check], machine: Machine, *, in_process: bool) -> Ite
 
 
 def _in_this_process(check: Check, machine: Machine) -> Iterator[Row]:
-    """Yield the rows of a check; an exception is a row that fails, and what comes after is not touched by it."""
+    """Yield the rows of a check; an exception becomes a row that fails, and later checks still run."""
     if check.needs_cuda and not machine.is_cuda:
         yield Row("SKIP", f"needs CUDA: {check.needs_cuda}")
         return
     try:
         with quiet():
             yield from check.function(machine)
-    except Exception as error:  # noqa: BLE001 -- that is what a check is for
+    except Exception as error:  # noqa: BLE001 -- any error is a failed check
         yield Row("FAIL", explain(error))
     finally:
         _clean_up(machine)
@@ -159,13 +160,13 @@ class Ended:
     """A process that has ended."""
 
     status: int | None
-    """None where it was ended because it took too long."""
+    """None if the process was ended because it took too long."""
     out: str
     err: str
     seconds: float
 
     def describe(self) -> str:
-        """Return the status and where each thread was, if its stacks were printed, or the last lines of the errors."""
+        """Return the status, and the stack of each thread if it was printed, else the last lines of standard error."""
         status = f"no end in {self.seconds:.0f} s" if self.status is None else f"status {self.status}"
         lines = self.err.strip().splitlines()
         inmost = [after for line, after in itertools.pairwise(lines) if line.endswith("(most recent call first):")]
@@ -174,7 +175,7 @@ class Ended:
 
 
 def python(*arguments: str, timeout: float) -> Ended:
-    """Run Python with arguments and the import path of this process, and return what has become of it."""
+    """Run Python with arguments and the import path of this process, and return how it ended."""
     threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), _THREADS)
     path = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONUNBUFFERED": "1"}
     environment = os.environ | threads | path
@@ -200,7 +201,7 @@ def explain(error: BaseException) -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Log no warnings of esdmon, which the small and strange models of the checks provoke."""
+    """Suppress warnings of esdmon, which the small and unusual models of the checks cause."""
     log = logging.getLogger("esdmon")
     level = log.level
     log.setLevel(logging.ERROR)
@@ -211,7 +212,7 @@ def quiet() -> Iterator[None]:
 
 
 def _clean_up(machine: Machine) -> None:
-    """Leave nothing behind for the next check: no memory, no mode."""
+    """Free memory and restore modes before the next check."""
     torch.use_deterministic_algorithms(mode=False)
     gc.collect()
     if machine.is_cuda:
@@ -219,5 +220,5 @@ def _clean_up(machine: Machine) -> None:
             torch.cuda.set_sync_debug_mode("default")
             torch.cuda.synchronize(machine.device)
             torch.cuda.empty_cache()
-        except Exception as error:  # noqa: BLE001 -- a device that a check has broken; the next rows say so too
+        except Exception as error:  # noqa: BLE001 -- a check has made the device unusable; the next rows fail too
             print(f"CUDA after this check: {explain(error)}", flush=True)

@@ -23,7 +23,7 @@ def noise(n: int, m: int, random: torch.Generator) -> Tensor:
 
 
 def spiked(n: int, m: int, random: torch.Generator) -> Tensor:
-    """Return noise and three directions that stand out of it."""
+    """Return noise plus three directions with larger singular values."""
     left, right = torch.randn(n, 3, generator=random) * n**-0.5, torch.randn(m, 3, generator=random) * m**-0.5
     spikes: Tensor = left * torch.tensor([4.0, 6.0, 9.0]) @ right.mT
     return noise(n, m, random) + spikes
@@ -36,7 +36,7 @@ def heavy_elements(n: int, m: int, random: torch.Generator) -> Tensor:
 
 
 def power_law(n: int, m: int, random: torch.Generator) -> Tensor:
-    """Return a matrix whose singular values follow a power law, as a well trained layer's do."""
+    """Return a matrix whose singular values follow a power law, as in a well-trained layer."""
     left = torch.linalg.qr(torch.randn(n, min(n, m), generator=random))[0]
     right = torch.linalg.qr(torch.randn(m, min(n, m), generator=random))[0]
     weight: Tensor = left * (1 + torch.arange(min(n, m))) ** -0.6 @ right.mT
@@ -71,7 +71,7 @@ _LINEAR: Mapping[str, tuple[int, int, Fill]] = {
     "few": (33, 32, spiked),
     "prime": (521, 257, power_law),
 }
-_LARGE: Mapping[str, tuple[int, int, Fill]] = {  # other solvers of cuSOLVER than for fewer eigenvalues
+_LARGE: Mapping[str, tuple[int, int, Fill]] = {  # cuSOLVER uses other solvers for this many eigenvalues
     "at_512": (1024, 512, power_law),
     "above_512": (1024, 513, power_law),
     "large": (2048, 1024, spiked),
@@ -87,11 +87,11 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def zoo(dtype: torch.dtype, *, large: bool) -> nn.ModuleDict:
-    """Return a model with a layer of each kind, on the CPU, the same each time.
+    """Return a model with a layer of each kind, on the CPU, with the same weights at each call.
 
     Args:
-        dtype: of the weights.
-        large: with those that take a CPU seconds.
+        dtype: type of the weights.
+        large: include layers that take seconds on a CPU.
     """
     random = torch.Generator("cpu").manual_seed(7)
     layers = nn.ModuleDict()
@@ -125,19 +125,19 @@ def small_network() -> nn.Sequential:
 
 
 def mlp(width: int, depth: int) -> nn.Sequential:
-    """Return linear layers of one width."""
+    """Return a stack of linear layers of one width."""
     return nn.Sequential(*(each for _ in range(depth) for each in (nn.Linear(width, width), nn.ReLU())))
 
 
 @final
 class Training:
-    """A network that trains on random numbers, the same ones each time.
+    """A network that trains on random numbers from a fixed seed.
 
     Args:
-        machine: where.
-        make: makes a network for `inputs`, after the seed is set.
+        machine: the device.
+        make: returns a network for `inputs`; called after the seed is set.
         inputs: the shape of a batch.
-        options: of the watch; None for a training that is not watched.
+        options: options of `esdmon.watch`; None for a training without a monitor.
     """
 
     def __init__(
@@ -160,7 +160,7 @@ class Training:
             self.monitor = watch(self.model, self.optimizer, **({"sinks": [self.sink]} | dict(options)))
 
     def step(self) -> None:
-        """Take a step; the loss stays on the device, so that nothing waits for it."""
+        """Take a training step; the loss stays on the device, so that nothing waits for it."""
         self.backward()
         self.optimizer.step()
 
@@ -173,12 +173,12 @@ class Training:
         self.losses.append(loss.detach())
 
     def flush(self) -> None:
-        """Wait for the readings that are under way."""
+        """Wait for the readings in flight."""
         if self.monitor is not None:
             self.monitor.flush()
 
     def close(self) -> list[str]:
-        """Close the monitor, and return what has failed inside and the layers that could not be read."""
+        """Close the monitor, and return its internal failures and the layers that could not be read."""
         if self.monitor is None:
             return []
         self.monitor.close()
@@ -190,7 +190,7 @@ class Training:
         return sum(len(report.new) for report in self.sink.reports)
 
     def equals(self, other: "Training") -> bool:
-        """Return whether losses and weights are those of another training, to the last bit."""
+        """Return whether losses and weights equal those of another training, bit by bit."""
         weights = zip(self.model.parameters(), other.model.parameters(), strict=True)
         return torch.equal(torch.stack(self.losses), torch.stack(other.losses)) and all(
             torch.equal(mine, theirs) for mine, theirs in weights
@@ -210,6 +210,6 @@ def unread(reports: list[Report]) -> list[str]:
 
 
 def lambda_max(weight: Tensor) -> float:
-    """Return the largest eigenvalue of WᵀW/N in float64, by other code than esdmon's."""
+    """Return the largest eigenvalue of WᵀW/N in float64, computed independently of esdmon's code."""
     wide = weight.double()
     return float(torch.linalg.eigvalsh((wide.mT @ wide).cpu())[-1]) / max(weight.shape)

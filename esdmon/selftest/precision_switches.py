@@ -1,4 +1,4 @@
-"""Check that readings are right under each precision switch of torch."""
+"""Check that readings are correct under each precision switch of torch."""
 
 import copy
 import json
@@ -17,9 +17,9 @@ from esdmon.selftest.models import zoo
 
 
 def _assign(owner: Callable[[], Any], name: str, value: Any) -> str:
-    """Set a switch; return why that is not possible in this version of torch, or nothing."""
+    """Set a switch; return the reason if that is not possible in this version of torch, else an empty text."""
     try:
-        if not hasattr(owner(), name):  # setting it would only make a new attribute
+        if not hasattr(owner(), name):  # setting it would only create a new attribute
             return f"torch {torch.__version__} has no such switch"
         setattr(owner(), name, value)
     except AttributeError as error:
@@ -52,12 +52,12 @@ _GETTERS: Mapping[str, Callable[[], Any]] = {
 
 
 def _switches() -> dict[str, str]:
-    """Return all switches as they stand, or the type of the error with which torch answers."""
+    """Return the current values of all switches; for a switch that torch cannot read, the type of the error."""
     found = {}
     for name, get in _GETTERS.items():
         try:
             found[name] = str(get())
-        except Exception as error:  # noqa: BLE001 -- torch raises where old and new switches were mixed
+        except Exception as error:  # noqa: BLE001 -- torch raises if old and new switches were mixed
             found[name] = type(error).__name__
     return found
 
@@ -80,7 +80,7 @@ def precision(machine: Machine) -> Iterator[Row]:
 
 
 def read_under(switch: str, device: str) -> None:
-    """Set one switch, compare readings with those before, and print the row as JSON: for a process of its own."""
+    """Set one switch, compare readings before and after, and print the row as JSON. It runs in a separate process."""
     machine = Machine(torch.device(device))
     model = zoo(torch.float32, large=False)
     model["in_16_bits"] = zoo(torch.bfloat16, large=False)["power_law"]

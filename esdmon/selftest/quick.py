@@ -1,4 +1,4 @@
-"""Run the checks of `esdmon doctor`: readings of spectra that are known, a watched training, and its files."""
+"""Run the checks of `esdmon doctor`: readings of known spectra, a training with a monitor, and its files."""
 
 import tempfile
 from collections.abc import Iterator
@@ -18,12 +18,12 @@ from esdmon.watching import watch
 
 _STEPS = 40
 _SPIKES = (6.0, 8.0, 10.0, 12.0, 14.0)
-"""Strengths, in units of the weakest that leaves the bulk of noise (Baik, Ben Arous, Péché 2005)."""
+"""Strengths of the spikes, in units of the smallest one that leaves the bulk of noise (Baik, Ben Arous, Péché 2005)."""
 _ALPHA = 2.5
 
 
 def spectra(machine: Machine) -> Iterator[Row]:
-    """Read matrices whose phase, spikes, rank or exponent is known."""
+    """Read matrices with a known phase, number of spikes, rank or exponent."""
     report = analyze({name: weight.to(machine.device) for name, weight in _known().items()})
     wrong = [f"{layer.name}: {text}" for layer in report for text in _expected(layer)]
     yield verdict(wrong, f"{len(report)} matrices of known phase, spikes, rank and exponent")
@@ -49,7 +49,7 @@ def _known() -> dict[str, torch.Tensor]:
 
 
 def _expected(layer: LayerReport) -> Iterator[str]:
-    """Yield what is wrong with the reading of a known matrix."""
+    """Yield the faults in the reading of a known matrix."""
     phase = {
         "noise": Phase.RANDOM_LIKE,
         "spikes": Phase.BULK_SPIKES,
@@ -66,7 +66,7 @@ def _expected(layer: LayerReport) -> Iterator[str]:
 
 
 def training(machine: Machine) -> Iterator[Row]:
-    """Train with and without a watch, and compare losses, weights and random numbers to the last bit."""
+    """Train with and without a monitor, and compare losses, weights and random numbers bit by bit."""
     problem = []
     try:
         check_host(lambda watched: _train(machine, sinks=[] if watched else None))
@@ -76,7 +76,7 @@ def training(machine: Machine) -> Iterator[Row]:
 
 
 def files(machine: Machine) -> Iterator[Row]:
-    """Write what a training writes into a temporary folder, and read it back."""
+    """Write the files of a training into a temporary folder, and read them back."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         path = Path(folder, "esdmon.jsonl")
         _train(machine, sinks=[f"jsonl:{path}"])
@@ -93,7 +93,7 @@ def files(machine: Machine) -> Iterator[Row]:
 
 
 def _events(folder: Path) -> Row:
-    """Return a row on the event files of a run, as TensorBoard reads them."""
+    """Return a row on the event files of a run, read by TensorBoard's own reader."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # noqa: PLC0415 -- optional
 
     events = EventAccumulator(str(folder))
@@ -126,4 +126,4 @@ def _train(machine: Machine, *, sinks: list[str] | None) -> tuple[list[float], n
 
 
 QUICK_CHECKS = (Check("spectra", spectra), Check("training", training), Check("files", files))
-"""In order; some seconds together."""
+"""The checks in order; together they take some seconds."""

@@ -1,4 +1,4 @@
-"""Check what a reading does to a training loop: whether it waits, takes memory, holds up the end of the process."""
+"""Check the effects of a reading on a training loop: waits, memory, and delays at the end of the process."""
 
 import os
 import threading
@@ -22,11 +22,11 @@ from esdmon.watching import watch
 
 _MB = 1 << 20
 _HERE = Path(__file__).parent
-_EXIT_SECONDS = 12.0  # 5 that the end of the interpreter waits for readings; torch with CUDA took 4 more on an H200
+_EXIT_SECONDS = 12.0  # the interpreter waits 5 s for readings at its end; torch with CUDA took 4 s more on an H200
 
 
 def no_wait(machine: Machine) -> Iterator[Row]:
-    """Count what synchronises in the optimizer's hook, and name the line of esdmon that it comes from."""
+    """Count synchronisations in the optimizer's hook, by the line of esdmon that causes them."""
     training = Training(machine, options={"every": 10, "budget": None, "mode": "thread"})
     for _ in range(10):
         training.step()
@@ -38,7 +38,7 @@ def no_wait(machine: Machine) -> Iterator[Row]:
         due = step % 10 == 0
         training.backward()
         machine.settle()
-        for _ in range(8):  # so that whoever waits for the device is seen to wait
+        for _ in range(8):  # keeps the device busy, so that a wait is noticed
             torch.mm(work, work)
         with counted_waits() as waits:
             begin = time.perf_counter()
@@ -80,9 +80,9 @@ def listed(waits: Counter[str]) -> list[str]:
 
 @contextmanager
 def counted_waits() -> Iterator[Counter[str]]:
-    """Count operations that make the host wait for a CUDA device, by the line of esdmon that they come from.
+    """Count operations that make the host wait for a CUDA device, by the line of esdmon that causes them.
 
-    torch warns of those that copy to the host or wait for a stream, but not where the whole device is waited for.
+    torch warns of copies to the host and of waits for a stream, but not of waits for the whole device.
     """
     found: Counter[str] = Counter()
 
@@ -126,20 +126,20 @@ def _is_ours(filename: str) -> bool:
 
 
 def memory(machine: Machine) -> Iterator[Row]:
-    """Measure the GPU memory that a due step takes, and take nearly all of it away."""
+    """Measure the GPU memory that a due step takes, and repeat it with nearly no free memory."""
     for mode in ("thread", "sync"):
         yield _taken(machine, mode)
     torch.use_deterministic_algorithms(mode=True)
     plain = _fill_and_release(machine, None, None)[0]
     total = torch.cuda.mem_get_info()[1]
-    # In 40 MB there is room for what the training needs, 16 MB, and not for four times a copy of a weight.
+    # 40 MB suffice for the training, which needs 16 MB, but not for four copies of a weight.
     for name, left in (("5_percent_left", total // 20), ("40_MB_left", 40 * _MB)):
         for mode in ("sync", "thread"):
             yield _under_ballast(machine, plain, f"{name}_{mode}", left, mode)
 
 
 def _taken(machine: Machine, mode: str) -> Row:
-    """Return what due steps take above what is allocated before them."""
+    """Return the memory that due steps take in addition to what is allocated before them."""
     training = Training(machine, lambda: mlp(4096, 2), (1024, 4096))
     for _ in range(3):
         training.step()
@@ -171,15 +171,15 @@ def _taken(machine: Machine, mode: str) -> Row:
 
 
 def _fill_and_release(machine: Machine, mode: str | None, left: int | None) -> tuple[Training, dict[str, int], int]:
-    """Train with only this many bytes of memory free, then with all; return what torch has counted.
+    """Train with only this many free bytes of memory, then with all; return torch's counts.
 
     Args:
-        machine: with CUDA.
-        mode: of the monitor; None trains without one.
-        left: bytes; None takes no memory.
+        machine: the device, with CUDA.
+        mode: mode of the monitor; None trains without one.
+        left: free bytes; None leaves all memory free.
     """
     training = Training(machine, lambda: mlp(2048, 2), (256, 2048))
-    for _ in range(3):  # with what training needs in torch's cache
+    for _ in range(3):  # fills torch's cache with the memory that training needs
         training.step()
     if mode is not None:
         training.monitor = watch(
@@ -240,7 +240,7 @@ def _under_ballast(machine: Machine, plain: Training, part: str, left: int, mode
 
 
 def leaving(machine: Machine) -> Iterator[Row]:
-    """End processes with a reading in flight: closed, closed with a limit, and left alone."""
+    """End processes with a reading in flight: after `close()`, after `close()` with a time limit, and without it."""
     limits = {"close": 40.0, "close_1s": 3.0, "left_open": 1.0}
     with ThreadPoolExecutor(max(1, min(len(limits), (os.cpu_count() or 1) // 4))) as pool:
         yield from pool.map(lambda how: _left(machine, how, limits[how]), limits)
@@ -265,7 +265,7 @@ def _left(machine: Machine, how: str, limit: float) -> Row:
 
 
 def leave(how: str, device: str) -> Monitor:
-    """Begin a reading and end in one of three ways: in a process of its own, which keeps the monitor."""
+    """Begin a reading, and end in one of three ways. It runs in a separate process, which keeps the monitor."""
     machine = Machine(torch.device(device))
     width = 4096 if machine.is_cuda else 1024
     training = Training(machine, lambda: mlp(width, 3), (64, width))

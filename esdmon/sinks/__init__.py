@@ -1,4 +1,4 @@
-"""Destinations of records. A sink handles records only; `esdmon.plugins` opens a sink for a text `scheme:target`."""
+"""Destinations of records. Sinks import no torch; `esdmon.plugins` opens the sink of a text `scheme:target`."""
 
 from esdmon.sinks.console import ConsoleSink as ConsoleSink
 from esdmon.sinks.csv_file import CsvSink as CsvSink

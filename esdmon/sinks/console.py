@@ -14,7 +14,8 @@ from esdmon.records.text import counted
 from esdmon.spectrum import Phase
 
 MAX_ROWS = 40
-"""Layers up to which the whole table is printed; above, only layers that have changed phase. Our choice."""
+"""Largest number of layers of which the whole table is printed; with more, only layers that have changed phase. Our
+choice."""
 _PHASE_NAMES = re.compile("|".join(re.escape(phase.value) for phase in Phase))
 
 
@@ -64,7 +65,7 @@ class ConsoleSink:
         stream = sys.stdout if self._stream is None else self._stream
         try:
             return None if getattr(stream, "closed", False) is True else stream
-        except ValueError:  # it was detached from its buffer
+        except ValueError:  # the stream was detached from its buffer
             return None
 
     def _is_terminal(self) -> bool:
@@ -87,7 +88,7 @@ def _line(report: Report) -> str:
 
 
 def _table(report: Report, layers: list[LayerReport]) -> list[str]:
-    """Return the header and the rows of some layers, without the lines below the table."""
+    """Return the header and the rows of some layers, without notes."""
     if not layers:
         return []
     return replace(report, layers=tuple(layers)).text.splitlines()[: 1 + len(layers)]

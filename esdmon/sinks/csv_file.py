@@ -87,7 +87,7 @@ class CsvSink:
             writer = csv.writer(file, lineterminator="\n")
             if file.tell() == 0:
                 writer.writerow(COLUMNS)
-            elif not self._ends_with_a_line():  # a line that was torn by a kill
+            elif not self._ends_with_a_line():  # a line that a killed process did not finish
                 file.write("\n")
             writer.writerows(rows)
 

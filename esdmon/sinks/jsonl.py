@@ -59,7 +59,7 @@ class JsonlSink:
 
     def write(self, report: Report) -> None:
         """Append a line for each matrix that was read or screened at this step, and one for the summary."""
-        file = self._current_file()  # before anything is left out: a new file begins with whole records
+        file = self._current_file()  # before records are shortened, since a new file begins with whole records
         due = {layer.name for layer in self._histograms.due(report)}
         records = [self._layer(layer, with_esd=layer.name in due) for layer in report.new]
         records += [{"kind": "screened"} | each.to_record() for each in report.screened if each.is_new]
@@ -103,14 +103,14 @@ class JsonlSink:
 
     def _append(self, file: io.FileIO, records: list[Record]) -> None:
         self._run = self._run or lines.new_run()
-        if not self._is_checked:  # not before: a state that is loaded may continue the run of the file
+        if not self._is_checked:  # not at construction: a loaded state may continue the run of the file
             self._warn_of_another_run(self._run)
         head = {"schema": SCHEMA, "kind": "", "run": self._run, "step": 0}
         try:
             text = "".join(f"{_compact.encode(head | record)}\n" for record in records)
             _write_all(file, lines.packed(self.path, text.encode()))
         except BaseException:
-            self.close()  # the next write opens the file again, and begins with whole records
+            self.close()  # the next write opens the file again and begins with whole records
             raise
 
     def _warn_of_another_run(self, run: str, *, is_resumed: bool = False) -> None:
@@ -135,7 +135,7 @@ class JsonlSink:
             )
 
     def _current_file(self) -> io.FileIO:
-        """Return the file that is at the path now: writing to a deleted or replaced one would lose the lines."""
+        """Return the file that is at the path now, since lines written to a deleted or replaced file would be lost."""
         if self._file is not None and not _is_at(self.path, self._file):
             self.close()
             if not self.path.exists():
@@ -153,12 +153,12 @@ def _open_for_append(path: Path) -> io.FileIO:
     """Open a file to append to, with its end at the start of a line.
 
     Raises:
-        InputError: for a file that is not ours.
+        InputError: for a file with other content.
     """
     if path.is_file():
         lines.repair_end(path)
         return path.open("ab", buffering=0)
-    # Opening a pipe that nobody reads would wait for ever, as would writing to one that is full: this way they fail.
+    # Without this flag, opening a pipe without a reader, and writing to a full one, would block for ever.
     special = os.O_NONBLOCK if path.exists() and hasattr(os, "O_NONBLOCK") else 0
     return open(path, "ab", buffering=0, opener=lambda name, flags: os.open(name, flags | special, 0o666))
 
@@ -171,7 +171,7 @@ def _is_at(path: Path, file: io.FileIO) -> bool:
 
 
 def _write_all(file: io.FileIO, data: bytes) -> None:
-    """Write all of the data or, on an error, none: half a line would make the next line unreadable."""
+    """Write all of the data or, on an error, nothing: half a line would make the next line unreadable."""
     written = 0
     try:
         while written < len(data):
@@ -182,6 +182,6 @@ def _write_all(file: io.FileIO, data: bytes) -> None:
     except OSError:
         with suppress(OSError):
             size = os.fstat(file.fileno()).st_size
-            if file.tell() == size:  # nobody else has written behind it
+            if file.tell() == size:  # no other process has appended to the file
                 file.truncate(size - written)
         raise

@@ -19,8 +19,8 @@ from esdmon.sinks import members
 
 KINDS = ("layer", "summary", "alert", "note", "screened")
 BLOCK_SIZE = 1 << 20
-"""Bytes that are read at once from the end of a file."""
-_MAX_FIRST_LINE = 1 << 24  # bytes; ours have a few thousand
+"""Number of bytes that are read at once from the end of a file."""
+_MAX_FIRST_LINE = 1 << 24  # bytes; lines of ours have a few thousand
 _MIN_TORN = len(b'{"schema":1')  # bytes of a torn line that are needed to recognise it as ours
 _BLANKS = re.compile(rb"([:,]) ")
 _HEAD = re.compile(rb'\{"schema": ?\d+, ?"kind": ?"\w+", ?"run": ?"([^"\\]+)", ?"step": ?(\d+)[,}]')
@@ -61,7 +61,7 @@ def packed(path: Path, text: bytes) -> bytes:
 
 
 def repair_end(path: Path) -> None:
-    """Make a file end with a whole line: remove a torn line or member of ours, and add a missing newline.
+    """Make a file end with a whole line: remove an incomplete line or member of ours, and add a missing newline.
 
     Raises:
         InputError: for a file that is not ours; it is left unchanged.
@@ -82,7 +82,7 @@ def repair_end(path: Path) -> None:
 
 
 def _end_of_whole_lines(file: BinaryIO, size: int) -> tuple[int, bool] | None:
-    """Return where a torn line begins, or the size, and whether a newline is missing; None if the file is not ours."""
+    """Return the offset of an incomplete line, or the size, and whether a newline is missing; None if not ours."""
     file.seek(0)
     first = file.readline(_MAX_FIRST_LINE)
     if size == len(first) and (not first or _is_torn(first)):
@@ -91,13 +91,13 @@ def _end_of_whole_lines(file: BinaryIO, size: int) -> tuple[int, bool] | None:
         return None
     _, block = next(_blocks(file, size))
     last = block.rpartition(b"\n")[2]
-    if _is_torn(last) or not last.strip(b"\0"):  # a machine that lost its power may leave zeros
+    if _is_torn(last) or not last.strip(b"\0"):  # a power failure may leave zeros
         return size - len(last), False
     return size, True
 
 
 def _end_of_whole_members(file: BinaryIO, size: int) -> tuple[int, bool] | None:
-    """Return the same for a compressed file, where a torn member is what is not whole at the end."""
+    """Return the same values for a compressed file, where an incomplete member takes the place of a line."""
     last = next(members.members(file, size), None)
     if last is None:
         return 0, False
@@ -111,7 +111,7 @@ def _end_of_whole_members(file: BinaryIO, size: int) -> tuple[int, bool] | None:
 
 
 def last_run(path: Path) -> str | None:
-    """Return the run of our last line; None without such a line, and if it has no run."""
+    """Return the run of our last line; None if there is no such line, or if it has no run."""
     with path.open("rb") as file:
         for _, _, text in _units(path, file):
             for line in reversed(text.split(b"\n")):
@@ -122,10 +122,10 @@ def last_run(path: Path) -> str | None:
 
 
 def remove_after(path: Path, run: str | None, step: int) -> None:
-    """Remove the lines that a run wrote after a step, and no line of another run.
+    """Remove the lines that a run wrote after a step; lines of other runs stay.
 
-    The file is read backwards from its end, until the run has not passed the step for half a block: a file of gigabytes
-    is not read whole.
+    The file is read backwards from its end, until half a block contains no line of the run after the step, so that a
+    file of gigabytes is not read completely.
     """
     with path.open("rb+") as file:
         edits = [*_edits(path, file, run, step)][::-1]
@@ -139,7 +139,7 @@ def remove_after(path: Path, run: str | None, step: int) -> None:
 
 
 def _edits(path: Path, file: BinaryIO, run: str | None, step: int) -> Iterator[Edit]:
-    """Yield what removes the lines that a run wrote after a step, from the end of the file on."""
+    """Yield the edits that remove the lines that a run wrote after a step, from the end of the file backwards."""
     run_bytes, passed = b"" if run is None else run.encode(), 0
     for start, end, text in _units(path, file):
         if run_bytes not in text:
@@ -156,21 +156,21 @@ def _edits(path: Path, file: BinaryIO, run: str | None, step: int) -> Iterator[E
             passed = 0
             yield _edit(path, start, end, text, left)
         elif is_known:
-            # Not at the first line of an earlier step: an alert may be written before a reading that was begun earlier.
+            # Do not stop at the first line of an earlier step: an alert may precede a reading that was begun earlier.
             passed += len(text)
             if passed > BLOCK_SIZE // 2:
                 return
 
 
 def _edit(path: Path, start: int, end: int, text: bytes, left: bytes) -> Edit:
-    """Return what replaces a text by what is left of it."""
+    """Return the edit that replaces a text by its remaining part."""
     if is_packed(path) or not text.startswith(left):
         return Edit(start, end, packed(path, left) if left else b"")
     return Edit(start + len(left), end)
 
 
 def _units(path: Path, file: BinaryIO) -> Iterator[tuple[int, int, bytes]]:
-    """Yield (start, end, text) of blocks of lines, or of members, from the end of the file on."""
+    """Yield (start, end, text) of blocks of lines, or of members, from the end of the file backwards."""
     size = file.seek(0, os.SEEK_END)
     if is_packed(path):
         return ((piece.start, piece.start + piece.whole, piece.text) for piece in members.members(file, size))
@@ -178,7 +178,7 @@ def _units(path: Path, file: BinaryIO) -> Iterator[tuple[int, int, bytes]]:
 
 
 def _removes_the_end(edits: list[Edit], size: int) -> bool:
-    """Return whether edits leave nothing of a file behind the start of the first one."""
+    """Return whether the edits remove everything from some offset to the end of the file."""
     starts = [*(edit.start for edit in edits[1:]), size]
     return all(edit.end == start and not edit.text for edit, start in zip(edits, starts, strict=True))
 
@@ -199,7 +199,7 @@ def _replace(path: Path, file: BinaryIO, edits: list[Edit], size: int) -> None:
 
 
 def _blocks(file: BinaryIO, size: int) -> Iterator[tuple[int, bytes]]:
-    """Yield (start, block) from the end of the file on: whole lines, about `BLOCK_SIZE` bytes at a time."""
+    """Yield (start, block) from the end of the file backwards: whole lines, about `BLOCK_SIZE` bytes at a time."""
     end, length = size, BLOCK_SIZE
     while end > 0:
         start = file.seek(max(0, end - length))
@@ -207,7 +207,7 @@ def _blocks(file: BinaryIO, size: int) -> Iterator[tuple[int, bytes]]:
         if start > 0:
             head, newline, block = block.partition(b"\n")
             start += len(head) + len(newline)
-        if not block:  # the line is longer than what was read
+        if not block:  # the line is longer than the part that was read
             length *= 2
             continue
         yield start, block
@@ -235,12 +235,12 @@ def _is_ours(line: bytes) -> bool:
     except (ValueError, RecursionError):
         return False
     schema = record.get("schema") if isinstance(record, dict) else None
-    # A later version's lines are not ours to append to, or to cut.
+    # Lines of a later version are not ours: nothing is appended to them or removed.
     return isinstance(schema, int) and schema <= SCHEMA and record.get("kind") in KINDS
 
 
 def _is_torn(line: bytes) -> bool:
-    """Return True for the beginning of a line of ours that was never finished."""
+    """Return True for the beginning of a line of ours that was not completed."""
     if line.endswith(b"\n") or len(line) < _MIN_TORN or _is_ours(line):
         return False
     compact = _BLANKS.sub(rb"\1", line)  # older versions wrote blanks

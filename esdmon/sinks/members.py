@@ -1,7 +1,8 @@
-"""Write gzip members: a file that grows by whole members can be read while it grows, by anything that reads gzip.
+"""Write gzip members: any gzip reader can read a file while it grows by whole members.
 
-Each member of ours begins with the same `SIGNATURE`, so that members are found from the end of a file on, without
-decompressing what is before them. Source: RFC 1952; members may have a field of their own, and be appended.
+Each member of ours begins with the same `SIGNATURE`, so that members can be found from the end of a file backwards,
+without decompressing the part before them. Source: RFC 1952; it allows an extra field in a member, and appended
+members.
 """
 
 import struct
@@ -11,12 +12,12 @@ from typing import BinaryIO, NamedTuple
 
 _FIELD = b"ES" + struct.pack("<H", 6) + b"esdmon"
 SIGNATURE = b"\x1f\x8b\x08\x04" + bytes(4) + b"\x00\xff" + struct.pack("<H", len(_FIELD)) + _FIELD
-"""Header of a member: deflated, with an extra field, of no time and no system."""
+"""Header of a member: deflated, with an extra field, without time and system."""
 MAGIC = SIGNATURE[:2]
-"""What every gzip file begins with."""
+"""The first bytes of every gzip file."""
 _GZIP = 16 + zlib.MAX_WBITS
-_FIRST = 1 << 20  # compressed bytes of the first member that are read at most
-_BLOCK_SIZE = 1 << 16  # bytes that are first read from the end; twice as many each time that no member begins there
+_FIRST = 1 << 20  # largest number of compressed bytes of the first member that are read
+_BLOCK_SIZE = 1 << 16  # bytes that are first read from the end; doubled as long as no member begins there
 
 
 class Members(NamedTuple):
@@ -24,7 +25,7 @@ class Members(NamedTuple):
 
     start: int
     text: bytes
-    """The decompressed content, as far as the piece is whole."""
+    """The decompressed content of the complete members."""
     whole: int
     """Number of bytes from `start` on that are whole members."""
     unfinished: bytes = b""
@@ -56,7 +57,7 @@ def members(file: BinaryIO, size: int) -> Iterator[Members]:
 
 
 def first_bytes(file: BinaryIO, count: int) -> bytes:
-    """Return up to `count` bytes of what the first member of a file holds; empty if it is not gzip."""
+    """Return up to `count` decompressed bytes of the first member of a file; empty if it is not gzip."""
     file.seek(0)
     inflate = zlib.decompressobj(_GZIP)
     try:

@@ -78,7 +78,7 @@ class PrometheusSink:
 
     def write(self, report: Report) -> None:
         """Export the numbers of a report; numbers of layers that were not read now keep their last value."""
-        again = {portable(layer.name) for layer in report.new}  # what is undefined now has no value any more
+        again = {portable(layer.name) for layer in report.new}  # values that are undefined now are removed
         kept = {name: value for name, value in self._values.items() if name.partition("/")[2] not in again}
         self._values = kept | scalars(report)
         self._step, self._read_at = report.step, time.time()
@@ -92,7 +92,7 @@ class PrometheusSink:
         self._publish()
 
     def where(self) -> str:
-        """Return the path of the file; an empty text for an endpoint, which is gone after the run."""
+        """Return the path of the file; an empty text for an endpoint, which does not exist after the run."""
         return "" if self._path is None else str(self._path)
 
     def flush(self) -> None:
@@ -129,7 +129,7 @@ class PrometheusSink:
 
     def _publish(self) -> None:
         """Export the current values. A file is replaced atomically, so that readers never see half of it."""
-        self._text = self._format()  # a text, since another thread serves it
+        self._text = self._format()  # formatted here, since another thread serves the text
         if self._path is None:
             return
         beside = self._path.with_name(f".{self._path.name}.{os.getpid()}")

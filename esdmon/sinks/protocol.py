@@ -7,7 +7,7 @@ from esdmon.records import Alert, Report
 
 @runtime_checkable
 class Sink(Protocol):
-    """A destination of reports and alerts. It knows neither tensors nor monitors.
+    """A destination of reports and alerts. It depends on neither tensors nor monitors.
 
     Methods are called from one thread, in the order of steps. An exception is isolated: training and the other sinks
     continue.
@@ -19,7 +19,7 @@ class Sink(Protocol):
     - `rewind(step: int)`: called if the run is resumed at a step. Remove all data that this run wrote after the step;
       it will be written again.
     - `resume(course: Timeline)`: called after `rewind`, with the phases of each layer and the alerts up to that step,
-      for a sink that shows the course of the run; see `esdmon.records.timeline`.
+      for a sink that shows the history of the run; see `esdmon.records.timeline`.
     - `catch_up() -> bool`: do one piece of deferred work, such as drawing a picture, and return True if there is more.
       Called between reports, at most once per step, and only within the budget.
     - `where() -> str`: return a path, address or command to view the written data, or an empty text. It is shown in the

@@ -1,4 +1,4 @@
-"""Post alerts to a webhook, as Slack, Mattermost, Rocket.Chat and Discord's `/slack` accept them."""
+"""Post alerts to a webhook, in the format of Slack, Mattermost, Rocket.Chat and Discord's `/slack`."""
 
 import json
 import logging
@@ -38,7 +38,7 @@ _ATTACHMENT_COLOURS: dict[Severity, str] = {
 @explain_wrong_calls
 @final
 class WebhookSink:
-    """Post each alert from a thread of its own; reports are not posted. Training never waits for it.
+    """Post each alert from a separate thread; reports are not posted. Training does not wait for it.
 
     Args:
         address: an http or https address, or `$NAME` for an address in an environment variable. Anyone who has the
@@ -71,7 +71,7 @@ class WebhookSink:
     def alert(self, alert: Alert) -> None:
         """Queue an alert for posting."""
         self._queue.put(alert)
-        if self._thread is None:  # not before: most runs have no alert, and a fork would not have the thread
+        if self._thread is None:  # not at construction: most runs have no alert, and a fork would lose it
             self._thread = threading.Thread(target=self._post_all, name="esdmon-webhook", daemon=True)
             self._thread.start()
 
@@ -101,7 +101,7 @@ class WebhookSink:
                 return
             try:
                 self._post(alert)
-            except Exception as error:  # noqa: BLE001 -- a thread has nobody to raise to
+            except Exception as error:  # noqa: BLE001 -- nothing would catch it in a thread
                 _log.warning(
                     "esdmon: posting an alert to %s failed: %s. The alert was: %s",
                     self._host,

@@ -1,8 +1,9 @@
 """Estimate for each spike the strength of the low-rank perturbation that causes it.
 
-Legend: W = W_rand + Δ, where Δ has low rank and a singular value S·√N·σ; λ is the eigenvalue of WᵀW/N that it causes,
-in units of σ² = 1. Below S = Q^(−¼) it causes none: the transition of Baik, Ben Arous, Péché, "Phase transition of the
-largest eigenvalue for nonnull complex sample covariance matrices", Annals of Probability 33 (2005) 1643.
+Legend: W = W_rand + Δ, where Δ has low rank and a singular value S·√N·σ; λ is the eigenvalue of WᵀW/N that Δ causes, in
+units of σ² = 1. If S is below Q^(−¼), no eigenvalue leaves the bulk: the transition of Baik, Ben Arous, Péché, "Phase
+transition of the largest eigenvalue for nonnull complex sample covariance matrices", Annals of Probability 33 (2005)
+1643.
 
 Reference: F. Benaych-Georges, R. R. Nadakuditi, "The singular values and vectors of low rank perturbations of large
 rectangular random matrices", Journal of Multivariate Analysis 111 (2012) 120 (https://arxiv.org/abs/1103.2221), §3.1:

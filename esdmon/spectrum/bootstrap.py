@@ -1,8 +1,8 @@
 """Compute the p-value of a power-law fit, by a parametric bootstrap.
 
 Reference: A. Clauset, C. R. Shalizi, M. E. J. Newman, "Power-law distributions in empirical data", SIAM Review 51
-(2009) 661 (https://arxiv.org/abs/0706.1062), §4.1: they take 2500 draws for a p-value good to .01 and accept
-from .1 on.
+(2009) 661 (https://arxiv.org/abs/0706.1062), §4.1: the authors use 2500 draws for a p-value accurate to .01, and accept
+the power law if p >= .1.
 """
 
 import numpy as np
@@ -16,8 +16,8 @@ from esdmon.spectrum.clauset2009 import PowerLawFit, fit_power_law
 def goodness_of_fit(eigenvalues: Floats, fit: PowerLawFit, *, draws: int = 100, seed: int = 0) -> float:
     """Return the p-value of a fit: P(D* >= D), where D* is the distance of a sample from its own fit.
 
-    Samples are drawn from the fitted law above xmin, and from the data below. Eigenvalues repel each other, so the
-    p-value of a spectrum is rather too large.
+    Samples are drawn from the fitted law above xmin, and from the data below. The test assumes independent values.
+    Eigenvalues repel each other, so the p-value of a spectrum is biased upwards.
 
     Args:
         eigenvalues: 1-D, any order; values that are not positive and finite are left out.

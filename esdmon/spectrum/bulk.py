@@ -1,11 +1,11 @@
 """Fit the random bulk of a spectrum: its variance σ², its edge λ⁺, and the spikes above it.
 
-Legend: λ are the eigenvalues of X = WᵀW/N, M to a slice; Q = N/M; k counts the eigenvalues above the cut; KS·M is the
-Kolmogorov-Smirnov distance of the bulk from a law of noise, times M.
+Legend: λ are the eigenvalues of X = WᵀW/N, M for each slice; Q = N/M; k counts the eigenvalues above the cut; KS·M is
+the Kolmogorov-Smirnov distance of the bulk from a law of noise, times M.
 
-A layer of noise plus structure has a bulk with the law of noise, and outliers ("spikes"). σ² is found from the middle
-of the spectrum, which spikes do not reach; the cut is a Tracy-Widom quantile above the edge; both are repeated until k
-stays.
+A layer of noise plus structure has a bulk with the law of noise, and outliers ("spikes"). σ² is estimated from the
+middle of the spectrum, which spikes do not reach. The cut is a Tracy-Widom quantile above the edge. Both steps are
+repeated until k no longer changes.
 
 Noise with rows and columns of different scales does not have the Marchenko-Pastur law, so where that does not explain
 the whole spectrum, and the scales are known, the bulk is fitted with the law of noise of these scales as well. Spikes
@@ -30,12 +30,12 @@ from esdmon.spectrum.recent_laws import Laws
 from esdmon.spectrum.scales import Profile, Scales
 
 CLEAN_KS = 6.0
-"""KS·M up to which a bulk is that of noise: 99 % of draws of noise are below 4.5. Our choice."""
+"""KS·M up to which a bulk has the law of noise: 99 % of draws of noise are below 4.5. Our choice."""
 MAX_SPIKE_SHARE = 0.35
 """k/M above which there is no bulk of noise: the paper's tables have at most 13 % above the edge. Our choice."""
 MAX_BULK_KS = 0.2
 """KS distance above which, if KS·M is above 6, there is no bulk of noise. Set on labelled layers of published
-networks, where .10 to .15 still shows one to the eye."""
+networks, where a bulk is still visible in plots with .10 to .15."""
 # One false spike in a thousand matrices of Gaussian noise. Our choice.
 _SPIKE_QUANTILE = TRACY_WIDOM_QUANTILES[0.999]
 # Elements with heavier tails than Gaussian move the largest eigenvalue of small matrices: with this term the false
@@ -94,7 +94,7 @@ class Bulk:
 
     @property
     def is_found(self) -> bool:
-        """Return whether noise explains the bulk, so that its σ², edge and spikes are meaningful."""
+        """Return whether the law of noise fits the bulk, so that σ², edge and spikes are meaningful."""
         return self.spike_share <= MAX_SPIKE_SHARE and self.ks <= largest_bulk_ks(self.m)
 
 
@@ -120,12 +120,12 @@ def fit_bulk(by_slice: Floats, n: int, *, floor: float = 0.0) -> Bulk:
 
 
 def largest_bulk_ks(m: int, *, clean_ks: float = CLEAN_KS, max_ks: float = MAX_BULK_KS) -> float:
-    """Return KS·M above which there is no bulk of noise: `max_ks` is of KS, and what is clean is a bulk at any M."""
+    """Return KS·M above which there is no bulk of noise: M·`max_ks`, but at least the limit of a clean bulk."""
     return max(clean_ks, max_ks * m)
 
 
 def is_noise(fit: Bulk) -> bool:
-    """Return whether a fit explains all of a spectrum, so that no other law is needed."""
+    """Return whether a fit explains the whole spectrum, so that no other law has to be tried."""
     return fit.n_spikes == 0 and fit.ks <= CLEAN_KS
 
 
@@ -134,16 +134,16 @@ def fit_scaled(
 ) -> Bulk | None:
     """Return the first fit whose bulk is that of noise; if none is, the one that comes closest.
 
-    A fit with all of a spectrum below its edge, and yet far from its law, explains nothing: large rows or elements have
-    moved the edge there. It is taken only if no other one is a bulk either. Clipped scales are believed only where they
-    give a bulk of noise: they make a tail of scales that differ much.
+    A fit whose edge is above the whole spectrum, although the spectrum is far from its law, explains nothing: large
+    rows or elements have moved the edge. It is used only if no other fit has a bulk either. Clipped scales are used
+    only if they give a bulk of noise, since scales that differ much produce a tail.
 
     Args:
         plain: the fit with the law of equal scales; None if it has no bulk. Then the fit with the measured scales is
             returned if it has one, else None.
         by_slice: as in `fit_bulk`.
         n: N, the longer side of a slice.
-        scales: of rows and columns.
+        scales: the scales of the rows and columns.
         laws: computes the laws of noise of a profile.
         rest: scales of what is left without the spikes, where they were measured.
     """
@@ -186,7 +186,7 @@ def is_clean(fit: Bulk) -> bool:
 
 
 def _misfit(fit: Bulk) -> float:
-    """Return the share of a spectrum that a fit does not explain: k/M and the KS distance of the rest."""
+    """Return the share of a spectrum that a fit does not explain: k/M plus the KS distance of the rest."""
     return float((fit.n_spikes + fit.ks * len(fit.spikes)) / fit.standardised.size)
 
 
@@ -221,7 +221,7 @@ def _fit(by_slice: Floats, n: int, laws: tuple[NoiseLaw, ...], floor: float, *, 
 
 
 def _level(n: int, m: int, slices: int) -> float:
-    """Return c of the cut μ + c·s = 3.27 + 250/√(NM), which noise exceeds once in a thousand matrices.
+    """Return c of the cut μ + c·s, 3.27 + 250/√(NM), which the λmax of noise exceeds in one of a thousand matrices.
 
     With k slices the level is .001/k², so that pooling does not multiply the false alarms. The tail of TW₁ falls as
     exp(−⅔·x^1.5), which gives the quantile of that level.
@@ -231,10 +231,11 @@ def _level(n: int, m: int, slices: int) -> float:
 
 
 def spike_reach(by_slice: Floats, n: int, bulk: Bulk) -> float:
-    """Return (λmax − λ⁺)/(cut − λ⁺), in units of σ², of the slice with the largest: above 1 there is a spike.
+    """Return (λmax − λ⁺)/(cut − λ⁺), in units of σ²; the largest over the slices. Above 1 there is a spike.
 
-    It is the lower of two values, by the σ² of the bulk with and without its largest eigenvalue: the search for spikes
-    starts from the first and must agree with the second. So it does not jump where k does.
+    It is the smaller of two values, computed with the σ² of the bulk with and without its largest eigenvalue: the
+    search for spikes starts from the first σ², and its result must agree with the second. So the value does not jump
+    when k changes.
     """
     slices, m = by_slice.shape
     level = _level(n, m, slices)
@@ -268,7 +269,7 @@ def _sigma2(bulk: Floats, total: int, law: NoiseLaw) -> float:
     return float(ratios[(ratios.size - 1) // 2] + ratios[ratios.size // 2]) / 2
 
 
-@lru_cache(maxsize=1024)  # of some fifty weights, with each k that their fits pass: 6 MB with the laws
+@lru_cache(maxsize=1024)  # for about fifty weights, and each k during their fits: 6 MB with the laws
 def _middle(law: NoiseLaw, size: int, total: int) -> tuple[slice, Floats]:
     """Return which of `size` ascending eigenvalues lie in the middle of `total`, and their quantiles."""
     low, high = (min(int(p * total), size - 1) for p in _SIGMA_QUANTILES)
@@ -277,10 +278,10 @@ def _middle(law: NoiseLaw, size: int, total: int) -> tuple[slice, Floats]:
 
 
 def _ks_times_m(by_slice: Floats, sigma2: Floats, spikes: Sequence[int], laws: Sequence[NoiseLaw]) -> float:
-    """Return M·max |ECDF − CDF|, two-sided, of the eigenvalues below the k spikes: the smaller of two.
+    """Return M·max |ECDF − CDF|, two-sided, of the eigenvalues below the k spikes: the smaller of two values.
 
-    Either the spikes were added to noise, and a perturbation of low rank does not change the law of the others; or they
-    were pulled out of its upper end, and the others are the lowest of a larger sample.
+    There are two models of spikes. Either they were added to noise: a perturbation of low rank does not change the law
+    of the others. Or they were the largest eigenvalues of the noise: then the others are the lowest of a larger sample.
     """
     m: int = by_slice.shape[1]
     bulks = [lam[: m - k] for lam, k in zip(by_slice, spikes, strict=True)]

@@ -21,7 +21,7 @@ from esdmon.spectrum.spectrum import Spectrum
 from esdmon.spectrum.traps import trap
 from esdmon.spectrum.vuong1989 import power_law_against_exponential
 
-_BESIDE = 1.25  # times λ⁺, below which a spike is beside the bulk; our choice
+_BESIDE = 1.25  # times λ⁺: a spike below this counts as beside the bulk; our choice
 
 
 @explain_wrong_calls
@@ -29,9 +29,9 @@ def classify(spectrum: Spectrum, thresholds: PhaseThresholds | None = None) -> P
     """Return the phase of a spectrum, its confidence, and the evidence for it.
 
     Args:
-        spectrum: the spectrum; statistics of its elements and the scales of its rows and columns are used where it has
-            them.
-        thresholds: the borders between phases; None takes the defaults, which cite their sources.
+        spectrum: the spectrum; statistics of elements and scales of rows and columns are used if it has them.
+        thresholds: the borders between phases; None uses the defaults of `PhaseThresholds`, where the sources are
+            cited.
 
     >>> classify(Spectrum.from_eigenvalues([1.0] * 10, shape=(20, 10))).explanation
     'M is below 32: too small to distinguish noise from structure.'
@@ -67,7 +67,7 @@ def classify(spectrum: Spectrum, thresholds: PhaseThresholds | None = None) -> P
 
 
 def _collapsed(spectrum: Spectrum, limits: PhaseThresholds) -> PhaseReading:
-    """Return the reading of a spectrum with too many zeros; for a difference of weights that is not a phase."""
+    """Return the phase of a spectrum with too many zeros: rank-collapse, or unclassified for a difference."""
     rank, count = spectrum.rank, spectrum.eigenvalues.size
     if spectrum.view == "difference":
         text = f"The change has rank {rank} of {count}: it is of low rank, or few rows have moved."
@@ -84,11 +84,11 @@ _NO_WEIGHTS = {
     "qk": "The product of q and k of each head: phases are defined for weights.",
     "ov": "The product of o and v of each head: phases are defined for weights.",
 }
-"""Why views that are not weights have no phase; the rank of an adapter is filled in."""
+"""Explanations why views that are not weights have no phase; the rank of an adapter is filled in."""
 
 
 def _refusal(spectrum: Spectrum, limits: PhaseThresholds) -> str:
-    """Return why a spectrum has no phase before any fit; empty where it may have one."""
+    """Return the reason why a spectrum cannot have a phase, without any fit; empty if it may have one."""
     if spectrum.lambda_max == 0:
         return "All weights are zero."
     if spectrum.view in _NO_WEIGHTS:
@@ -134,8 +134,8 @@ def _alpha_is_meaningful(spectrum: Spectrum, e: Evidence, phase: Phase, limits: 
 
 
 def _is_over_regularized(spectrum: Spectrum, bulk: Bulk, phase: Phase) -> bool:
-    """Return whether a meaningful alpha is below 2 beyond doubt, and is that of a tail that has left the bulk."""
-    if _is_of_elements(spectrum):  # then it is a trap, and no correlation
+    """Return whether a meaningful alpha is below 2 by more than its error, and its tail has left the bulk."""
+    if _is_of_elements(spectrum):  # the tail is caused by a trap, not by correlations
         return False
     fit = spectrum.power_law
     if spectrum.scales_of_rest is not None and phase is Phase.BULK_SPIKES and fit.xmin < bulk.edge:
@@ -145,7 +145,7 @@ def _is_over_regularized(spectrum: Spectrum, bulk: Bulk, phase: Phase) -> bool:
 
 
 def _is_of_scales(spectrum: Spectrum) -> bool:
-    """Return whether alpha is below 2, and so is that of noise whose rows and columns are as unequal."""
+    """Return whether alpha is below 2, and alpha of noise with the same row and column scales is below 2 as well."""
     if spectrum.power_law.alpha >= 2:
         return False
     return any(noise.power_law.alpha < 2 for noise in spectrum.noises_of_scales)
@@ -195,7 +195,7 @@ def _why_no_law(e: Evidence, limits: PhaseThresholds) -> str:
 
 
 def _below_the_edge(spectrum: Spectrum, bulk: Bulk) -> str:
-    """Return what to measure where different scales may hide structure."""
+    """Return a remark that names the measures to use if unequal scales may hide structure."""
     if not bulk.is_scaled or spectrum.scales is None:
         return ""
     return (
@@ -205,7 +205,7 @@ def _below_the_edge(spectrum: Spectrum, bulk: Bulk) -> str:
 
 
 def _remarks(spectrum: Spectrum, phase: Phase) -> list[str]:
-    """Return what else a reader of the phase must know: traps and dead units."""
+    """Return remarks for the explanation of a phase: on traps and dead units."""
     remarks = []
     value = trap(spectrum)
     has_tail = phase is not Phase.RANK_COLLAPSE and spectrum.bulk is not None and spectrum.bulk.n_spikes > 0

@@ -8,12 +8,12 @@ SIAM Review 51 (2009) 661 (https://arxiv.org/abs/0706.1062): alpha by eq. 3.1, i
 eq. 3.2, xmin by §3.3.
 
 The distance is one-sided, D_k = max_j |F_k(x_j) − (number of tail values below x_j)/n_k|, as in the `powerlaw`
-package (its default range of alpha, [0, 3], opened) and in WeightWatcher, so that numbers compare with theirs to
-the last digit. Every distinct eigenvalue but the largest is a candidate, and equal ones count once in the distance, as
-in `powerlaw`; WeightWatcher takes each by itself, and so differs on rounded data.
+package (with its default range of alpha, [0, 3], removed) and in WeightWatcher, so that the numbers agree with theirs
+to the last digit. Every distinct eigenvalue but the largest is a candidate, and equal ones count once in the distance,
+as in `powerlaw`; WeightWatcher counts each of them, so its results differ on rounded data.
 
-Why the search is pruned: taking D at all n candidates costs n²/2 powers. The maximum over a few of a tail's points
-bounds its D from below, and that is enough to discard nearly all candidates. The answer is exact.
+The search is pruned, because computing D at all n candidates costs n²/2 powers. The maximum deviation over a few points
+of a tail is a lower bound of its D, which is enough to discard nearly all candidates. The result is exact.
 """
 
 from dataclasses import dataclass
@@ -24,11 +24,11 @@ from esdmon.calls import explain_wrong_calls
 from esdmon.spectrum.arrays import Floats, Indices
 
 _TAIL_POINTS = (16, 128)  # points of a tail used by successive lower bounds
-_PROBES = 2  # candidates taken exactly after each bound, to have a good best D early
-_CHUNK = 64  # candidates whose bounds are raised together on the way to the first that qualifies
+_PROBES = 2  # candidates whose D is computed exactly after each bound, to find a good D early
+_CHUNK = 64  # candidates whose bounds are raised together in the search for the first that qualifies
 _BLOCK = 1 << 15  # elements of the working matrix: keeps it in cache
-# Range of alpha: candidates whose D is within 10 % of the best are taken as equally good. Chosen by us; the width it
-# gives on pure noise (5 to 25) against that on trained layers (a few hundredths) is what makes it useful.
+# Range of alpha: candidates whose D is within 10 % of the best count as equally good. Our choice: the width of the
+# range is 5 to 25 on pure noise and a few hundredths on trained layers, so it separates the two.
 NEAR_BEST = 1.1
 SAME = 1e-5
 """ln(λmax/λmin) up to which eigenvalues differ by the noise of a float32 solver only. Our choice."""
@@ -114,7 +114,7 @@ class _Tails:
     def deviation(self, k: Indices | np.intp, at: Indices | slice) -> Floats:
         """Return |F_k(x) − ECDF_k(x)| at the values numbered `at`, which broadcast against the candidates k.
 
-        It works in place from the second step on, because a fit spends its time here.
+        It works in place from the second operation on, because most of the time of a fit is spent here.
         """
         ecdf = self.below[at] - self.below[k]
         ecdf /= self.count[k]
@@ -152,7 +152,8 @@ class _Distances:
     def range_of_beta(self, limit: float) -> tuple[float, float]:
         """Return the smallest and the largest β among all candidates with D <= limit.
 
-        Each is the first that qualifies when the candidates are taken in order of β, so most are never computed.
+        The candidates are tried in ascending and in descending order of β until one qualifies, so most D are never
+        computed.
         """
         alive = np.flatnonzero(self.bound <= limit)
         by_beta = alive[np.argsort(self.tails.beta[alive], kind="stable")]

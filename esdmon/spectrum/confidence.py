@@ -1,4 +1,4 @@
-"""Measure how far a spectrum is from the border of its phase, as a confidence between 0 and 1.
+"""Compute the confidence of a phase: the distance of a spectrum from the nearest border, between 0 and 1.
 
 Distances are logarithms of factors in units of ln 1.5, so that 1 is a factor of 1.5 (our choice).
 """
@@ -27,9 +27,9 @@ _BESIDE = 1e-9  # relative distance from a border of the values tried on either 
 
 
 def to_other_phase(evidence: Evidence, phase: Phase, limits: PhaseThresholds) -> float:
-    """Return the distance to the nearest evidence of another phase, at most 1.
+    """Return the distance to the nearest values of the evidence that give another phase, at most 1.
 
-    The distance of a combined change is that of its largest part.
+    If several pieces of evidence change, the largest single distance counts.
     """
     names = ("soft_rank", "spikes", "share", "ks", "alpha", "tail_ks", "ratio", "n_tail", "beside")
     choices = {name: [(getattr(evidence, name), 0.0)] for name in names}
@@ -124,10 +124,10 @@ def _gap(spectrum: Spectrum) -> float:
 
 
 def dead_shares(spectrum: Spectrum) -> tuple[float, float]:
-    """Return the shares of the rows and of the columns of W that were dead and dropped; 0 where that is not known."""
+    """Return the shares of the rows and of the columns of W that were dead and dropped; 0 if they are not known."""
     elements = spectrum.elements
     if elements is None:
         return 0.0, 0.0
-    # Where it is not known which side of W is the longer one, the smaller share is taken.
+    # If it is not known which side of W is the longer one, the smaller share is used.
     rows, columns = elements.rows or spectrum.n, elements.columns or spectrum.n
     return elements.zero_rows / (elements.zero_rows + rows), elements.zero_columns / (elements.zero_columns + columns)

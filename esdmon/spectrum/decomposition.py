@@ -1,11 +1,12 @@
-"""Compute the spectrum of a stack of matrices that something can decompose, and decide in which precision.
+"""Compute the spectrum of a stack of matrices through the protocol `Stack`, and choose its precision.
 
 Method: X = AᵀA on the shorter side, then a values-only symmetric solver: 3 to 9 times cheaper than singular values. In
-float32 it leaves at most 5e-7 λmax of an eigenvalue that is 0 (both solvers, M from 64 to 4096). Where more than 1 % of
-the spectrum lies under 1e-6 λmax the rank would depend on that, and where the power law begins under 1e-4 λmax its
-alpha might depend on it: then it is computed again in float64. So is a spectrum whose eigenvalues repeat, as those of
-shared blocks do: which of them count as equal in the fit would depend on rounding. AᵀA has the square of A's condition,
-so of a float64 weight with eigenvalues that float64 loses in it the singular values of A itself are computed.
+float32 an eigenvalue that is 0 is computed as at most 5e-7 λmax (both solvers, M from 64 to 4096). A spectrum is
+computed again in float64 in three cases: if more than 1 % of it lies below 1e-6 λmax, since the rank would depend on
+this error; if the power law begins below 1e-4 λmax, since alpha might depend on it; and if eigenvalues repeat, as in
+weights with shared blocks, since rounding would decide which of them count as equal in the fit. The condition number of
+AᵀA is the square of A's. So if a float64 weight has eigenvalues that are lost in a float64 AᵀA, the singular values of
+A itself are computed.
 """
 
 from collections.abc import Sequence
@@ -36,7 +37,7 @@ _ROUNDS = 4  # in which the number of spikes settles; our choice
 
 
 class Stack(Protocol):
-    """Matrices of one shape that can be decomposed: the weight divided by a scale, and the stacks derived from it."""
+    """Matrices of one shape with their decompositions: the weight divided by a scale, and stacks derived from it."""
 
     def eigenvalues(self, precision: Precision, *, of: str = "weight") -> Floats:
         """Return the eigenvalues of AᵀA, (slices, M); `of` is "weight" or a key of `Facts.also`."""
@@ -56,25 +57,25 @@ class Stack(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What is known of a weight before its stack is decomposed."""
+    """Properties of a weight that are known before its stack is decomposed."""
 
     shape: tuple[int, int]
     """(N, M) of a slice, N >= M."""
     scale: float
-    """What the weight was divided by."""
+    """Number that the weight was divided by."""
     elements: Elements
     dtype: str
     """Type in which the weight is stored."""
     view: str
     kind: str
     exact: bool
-    """Whether all is computed in float64."""
+    """True if everything is computed in float64."""
     also: frozenset[str] = frozenset()
-    """What is computed on request: "vectors", "shuffled", "equalised", "windows"; see `Spectrum`."""
+    """The requested optional parts: "vectors", "shuffled", "equalised", "windows"; see `Spectrum`."""
 
     @property
     def may_have_scales(self) -> bool:
-        """Return whether the noise may be that of unequal scales: of a matrix large enough for a phase."""
+        """Return whether noise with unequal scales is considered: only if the matrix is large enough for a phase."""
         return self.view not in PRODUCTS and self.shape[1] >= _MIN_M
 
 
@@ -82,8 +83,8 @@ def spectrum_of(stack: Stack, facts: Facts, laws: Laws = separable_laws) -> Spec
     """Compute the spectrum of a stack.
 
     Args:
-        stack: without dead rows and columns.
-        facts: of the weight.
+        stack: the matrices, without dead rows and columns.
+        facts: properties of the weight.
         laws: computes the laws of noise with the scales of rows and columns.
     """
     n, m = facts.shape

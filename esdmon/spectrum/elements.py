@@ -1,27 +1,27 @@
-"""Define `Elements`: the statistics of the elements of a weight, which its eigenvalues do not determine."""
+"""Define `Elements`: statistics of the elements of a weight, which cannot be computed from its eigenvalues."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class TrapElements:
-    """The elements that make a correlation trap: those whose distance from the mean is above (NM)^¼·σ."""
+    """The elements that cause a correlation trap: the ones whose distance from the mean is above (NM)^¼·σ."""
 
     count: int
-    """Number of them; 0 where the mean alone makes the trap."""
+    """Number of these elements; 0 if the mean alone causes the trap."""
     row: int
     """Row of the element that is farthest from the mean, from 0, dead rows included."""
     column: int
-    """Its column."""
+    """Column of that element, from 0, dead columns included."""
     value: float
-    """The element itself."""
+    """Value of that element."""
     share: float
-    """Share of Σw² that is in these elements and in the mean, 0 to 1."""
+    """Share of Σw² that these elements and the mean contribute, 0 to 1."""
 
 
 @dataclass(frozen=True, slots=True)
 class Elements:
-    """Statistics of the elements of W, which its eigenvalues do not determine."""
+    """Statistics of the elements of W, which cannot be computed from its eigenvalues."""
 
     mean: float
     variance: float
@@ -30,23 +30,23 @@ class Elements:
     zero_rows: int = 0
     """Dead rows of W, dropped before the spectrum was computed: all-zero, or an rms below 1e-3 of the median row's."""
     zero_columns: int = 0
-    """Dead columns of W, dropped too."""
+    """Dead columns of W, by the same rule."""
     zeros: int = 0
     """Elements that are exactly zero in the remaining rows and columns."""
     rows: int = 0
-    """Rows of W that remain; 0 where that is not known."""
+    """Rows of W that remain; 0 if not known."""
     columns: int = 0
-    """Columns of W that remain; 0 where that is not known."""
+    """Columns of W that remain; 0 if not known."""
     weak_rows: int = 0
     """Remaining rows with an rms below a tenth of the median row's."""
     weak_columns: int = 0
     """Remaining columns with an rms below a tenth of the median column's."""
     trap: TrapElements | None = None
-    """What makes a correlation trap; None without one."""
+    """The elements that cause a correlation trap; None without a trap."""
 
     @property
     def dead_units(self) -> str:
-        """Return "3 of 64 rows and 1 of 9 columns are", or an empty text without dead ones."""
+        """Return "3 of 64 rows and 1 of 9 columns are", or an empty text if no row or column is dead."""
         sides = [(self.zero_rows, self.rows, "rows"), (self.zero_columns, self.columns, "columns")]
         counts = [f"{dead} of {dead + left} {side}" if left else f"{dead} {side}" for dead, left, side in sides if dead]
         verb = "is" if self.zero_rows + self.zero_columns == 1 else "are"

@@ -1,4 +1,4 @@
-"""Measure the weakest and the strongest expert of a pool, which the spectrum of the pool hides."""
+"""Measure the weakest and the strongest of several pooled experts, which the pooled spectrum does not show."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -16,12 +16,12 @@ def are_experts(spectrum: Spectrum) -> bool:
 
 
 def lowest(quantity: Quantity) -> Quantity:
-    """Return the measure that is the smallest value of a quantity over the experts; NaN where none has one."""
+    """Return a measure: the smallest value of a quantity over the experts; NaN if it is undefined for all of them."""
     return _over_experts(quantity, min)
 
 
 def highest(quantity: Quantity) -> Quantity:
-    """Return the measure that is its largest value over the experts; NaN where none has one."""
+    """Return a measure: the largest value of a quantity over the experts; NaN if it is undefined for all of them."""
     return _over_experts(quantity, max)
 
 

@@ -16,9 +16,9 @@ from esdmon.spectrum.spectrum import Spectrum
 def hill_alpha(spectrum: Spectrum) -> float:
     """Return 1 + k/Σ ln(λ/λ_med) over the k = n/2 largest of the n eigenvalues that are not zero.
 
-    It is steadier than alpha, because no xmin is searched, and biased: compare with its null. NaN where these k are
-    equal up to rounding, as those of orthogonal weights are, and if M = 1. Source: B. M. Hill, Annals of Statistics 3
-    (1975) 1163; k = n/2 as in TempBalance (https://arxiv.org/abs/2312.00359).
+    It varies less than alpha, because no xmin is searched, but it is biased: compare it with its null. NaN if the k
+    eigenvalues are equal up to rounding, as for orthogonal weights, and if M = 1. Source: B. M. Hill, Annals of
+    Statistics 3 (1975) 1163; k = n/2 as in TempBalance (https://arxiv.org/abs/2312.00359).
     """
     if spectrum.is_of_norms:
         return float("nan")

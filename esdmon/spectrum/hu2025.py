@@ -1,11 +1,11 @@
 """Compute FARMS, the Hill alpha of square windows, which is comparable between layers of different aspect ratios.
 
-Of noise the Hill alpha depends on N/M alone, from 2.1 for a square matrix to 10.6 at N = 64 M, so that layers of
-different shapes cannot be compared. Submatrices of one aspect ratio can: their eigenvalues are pooled.
+For noise the Hill alpha depends on N/M only: it is 2.1 for a square matrix and 10.6 at N = 64 M. So layers of different
+shapes cannot be compared. FARMS pools the eigenvalues of submatrices of one aspect ratio, which can be.
 
 Reference: Y. Hu, K. Goel, V. Killiakov, Y. Yang, "Eigenspectrum analysis of neural networks without aspect ratio bias",
-ICML 2025 (https://arxiv.org/abs/2506.06280). Its windows have a size and a stride of their choice; ours are M × M, and
-as few as cover the matrix, evenly spaced: the aspect ratio is what makes the bias.
+ICML 2025 (https://arxiv.org/abs/2506.06280). The paper chooses size and stride of the windows freely. Here they are M ×
+M, evenly spaced, and as few as cover the matrix, since the bias depends on the aspect ratio only.
 """
 
 import math
@@ -25,10 +25,10 @@ def window_starts(n: int, m: int) -> list[int]:
 
 
 def farms_alpha(spectrum: Spectrum) -> float:
-    """Return the Hill alpha of the pooled eigenvalues of square windows, above 1; NaN where they were not read.
+    """Return the Hill alpha of the pooled eigenvalues of square windows, above 1; NaN if these were not computed.
 
-    A layer's is comparable with that of a layer of another shape; 2.1 for noise of any. Source: Y. Hu and others, ICML
-    2025 (https://arxiv.org/abs/2506.06280); the windows are the ⌈N/M⌉ of M × M that cover the matrix.
+    It is comparable between layers of different shapes; for noise it is 2.1 for every shape. Source: Y. Hu and others,
+    ICML 2025 (https://arxiv.org/abs/2506.06280); the windows are the ⌈N/M⌉ of M × M that cover the matrix.
     """
     if spectrum.windows is None:
         return math.nan

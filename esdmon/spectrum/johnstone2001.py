@@ -1,10 +1,10 @@
-"""Compute where the largest eigenvalue of pure noise lies: Johnstone's centre and scale, Tracy-Widom quantiles.
+"""Compute the law of the largest eigenvalue of pure noise: Johnstone's centre and scale, Tracy-Widom quantiles.
 
 Legend: W is N × M, N >= M, independent elements of variance 1; ℓ is the largest eigenvalue of WᵀW. Then
-(ℓ − μ)/s tends to the Tracy-Widom law TW₁. In units of X = WᵀW/N both are divided by N.
+(ℓ − μ)/s tends to the Tracy-Widom law TW₁. In units of X = WᵀW/N, μ and s are divided by N.
 
 Reference: I. M. Johnstone, "On the distribution of the largest eigenvalue in principal components analysis",
-Annals of Statistics 29 (2001) 295 (https://doi.org/10.1214/aos/1009210544), eq. 1.3 and 1.4: good for N and M as
+Annals of Statistics 29 (2001) 295 (https://doi.org/10.1214/aos/1009210544), eq. 1.3 and 1.4: accurate for N and M as
 small as 5.
 """
 

@@ -1,8 +1,9 @@
 """Decompose a stack of matrices with scipy's LAPACK on the CPU: syrk, sytrd, sterf.
 
-That halves the product and solves in place, in a third of torch's memory. In one thread it takes 0.7 to 0.9 of the
-time of torch with MKL for M from 512 to 1024, as long at 2048, and 1.3 at 4096, where MKL reduces to tridiagonal form
-in two stages. scipy holds the interpreter's lock meanwhile: it is for a process that does nothing else.
+syrk computes half of the product, and the solver works in place, with a third of torch's memory. In one thread it takes
+0.7 to 0.9 times as long as torch with MKL for M from 512 to 1024, 1.0 times at 2048, and 1.3 times at 4096, where MKL
+reduces to tridiagonal form in two stages. scipy holds the interpreter's lock meanwhile, so use it only in a process
+that does nothing else.
 """
 
 import ctypes
@@ -22,8 +23,8 @@ from esdmon.spectrum.margins import Array
 from esdmon.spectrum.rest import scales_of_rest
 from esdmon.spectrum.scales import Scales
 
-_SMALL = 512  # M up to which fewer columns are reduced together than LAPACK's 32: a tenth sooner in one thread
-_CHUNK = 1 << 18  # elements of a block of rows that is converted at a time, at least: a MB in float32
+_SMALL = 512  # up to this M fewer columns than LAPACK's 32 are reduced together: a tenth faster in one thread
+_CHUNK = 1 << 18  # smallest number of elements that are converted at a time: 1 MB in float32
 
 
 @final
@@ -32,13 +33,13 @@ class ArrayStack:
     """A weight, and the stacks derived from it, as arrays of float32 or float64; see `decomposition.Stack`."""
 
     arrays: Mapping[str, Array]
-    """(slices, rows, columns), by "weight", "shuffled", "equalised" and "windows"."""
+    """Arrays of shape (slices, rows, columns), by "weight", "shuffled", "equalised" and "windows"."""
     measure_scales: Callable[[], Scales]
 
     def eigenvalues(self, precision: Precision, *, of: str = "weight") -> Floats:
         """Return the eigenvalues of AᵀA, (slices, M)."""
         tall = _tall(self.arrays[of])
-        if 1 in tall.shape[1:]:  # one column: sterf refuses an empty off-diagonal, and there may be thousands of slices
+        if 1 in tall.shape[1:]:  # one column: sterf rejects an empty off-diagonal, and there may be thousands of slices
             wide = tall.astype(precision)
             return nonnegative(np.linalg.eigvalsh(wide.mT @ wide))
         m = tall.shape[2]
@@ -70,22 +71,22 @@ def eigenvalues_of_gram(blocks: Iterable[Array], m: int, precision: Precision) -
     sterf always runs in float64, which removes most of float32's error.
 
     Args:
-        blocks: of rows of A, in the type to compute in, each row-major or column-major.
-        m: columns of A.
+        blocks: blocks of rows of A, of the type `precision`, each row-major or column-major.
+        m: number of columns of A.
         precision: the type to compute in.
 
     Raises:
-        RuntimeError: if they did not converge.
+        RuntimeError: if the eigenvalues did not converge.
     """
     from scipy.linalg import blas, lapack  # noqa: PLC0415 -- scipy.linalg is loaded only where it solves
 
     double = precision == "float64"
     syrk = blas.dsyrk if double else blas.ssyrk
     sytrd = lapack.dsytrd if double else lapack.ssytrd
-    # In the upper triangle: OpenBLAS reduces that to tridiagonal form a sixth sooner than the lower one.
+    # The upper triangle, since OpenBLAS reduces it to tridiagonal form a sixth faster than the lower one.
     gram = np.zeros((m, m), dtype=precision, order="F")
     for block in blocks:
-        # What is row-major here is column-major of the transpose for BLAS, so that nothing is copied.
+        # For BLAS a row-major block is the column-major transpose, so nothing is copied.
         by_columns = block.flags.f_contiguous
         gram = syrk(1.0, block if by_columns else block.T, beta=1.0, c=gram, trans=by_columns, overwrite_c=1)
     _, diagonal, off, _, _ = sytrd(gram, lwork=(12 if m <= _SMALL else 32) * m, overwrite_a=1)
@@ -98,7 +99,7 @@ def eigenvalues_of_gram(blocks: Iterable[Array], m: int, precision: Precision) -
 
 @contextmanager
 def in_one_thread() -> Iterator[None]:
-    """Have scipy's BLAS compute in one thread in a block, where it is OpenBLAS; it is a setting of the whole process.
+    """Limit scipy's BLAS to one thread in a block, if it is OpenBLAS; the setting holds for the whole process.
 
     Threads of OpenBLAS wait by spinning: two threads on two cores, one of which another process uses, take 1.7 times as
     long for the eigenvalues of 3072 × 3072 matrices as one thread (tests/benchmarks/workers.py).
@@ -116,7 +117,7 @@ def in_one_thread() -> Iterator[None]:
     try:
         yield
     finally:
-        if lock is _one_thread.lock:  # else this process was forked off in the block, and has left it
+        if lock is _one_thread.lock:  # else this process was forked in the block, and `_leave_blocks` has left it
             with lock:
                 if _one_thread.blocks == 1:
                     set_threads(_one_thread.before)
@@ -125,7 +126,7 @@ def in_one_thread() -> Iterator[None]:
 
 @dataclass(slots=True)
 class _OneThread:
-    """How many blocks compute in one thread now, and the number of threads before."""
+    """The number of open blocks of `in_one_thread`, and the number of threads before the first."""
 
     lock: Lock
     blocks: int = 0
@@ -136,8 +137,8 @@ _one_thread = _OneThread(Lock())
 
 
 def _leave_blocks() -> None:
-    """Leave all blocks in a process that was forked off: most are those of threads that do not exist there."""
-    _one_thread.lock = Lock()  # such a thread may hold the other
+    """Leave all blocks in a forked process: most belong to threads that do not exist there."""
+    _one_thread.lock = Lock()  # a thread that does not exist here may hold the old lock
     if _one_thread.blocks and (set_threads := _openblas("set_num_threads")) is not None:
         set_threads(_one_thread.before)
     _one_thread.blocks = 0
@@ -149,11 +150,11 @@ if hasattr(os, "register_at_fork"):
 
 @cache
 def _openblas(name: str) -> Callable[..., int] | None:
-    """Return a function of the OpenBLAS that scipy is linked with; None where it is another library."""
+    """Return a function of the OpenBLAS that scipy is linked with; None if it is another library."""
     with suppress(Exception):  # another build of scipy
         from scipy.linalg import _flapack  # noqa: PLC0415
 
-        library = ctypes.CDLL(_flapack.__file__)  # looks up names in what it is linked with, too
+        library = ctypes.CDLL(_flapack.__file__)  # also finds names in the libraries that it is linked with
         for symbol in (f"scipy_openblas_{name}", f"openblas_{name}"):
             with suppress(AttributeError):
                 function: Callable[..., int] = getattr(library, symbol)
@@ -162,12 +163,12 @@ def _openblas(name: str) -> Callable[..., int] | None:
 
 
 def rows_of_block(elements_of_row: int, m: int) -> int:
-    """Return how many rows are converted at a time: those of a MB, or of a quarter of the Gram matrix."""
+    """Return how many rows are converted at a time: 1 MB of them, or a quarter of the size of the Gram matrix."""
     return max(1, max(_CHUNK, m**2 // 4) // elements_of_row)
 
 
 def nonnegative(lam: Array) -> Floats:
-    """Return eigenvalues ascending in float64; one that rounding left below zero is replaced by its size."""
+    """Return eigenvalues ascending in float64; the absolute value of one that rounding has made negative."""
     eigenvalues: Floats = np.sort(np.abs(lam.astype(np.float64)), axis=-1)
     return eigenvalues
 

@@ -1,4 +1,4 @@
-"""Define what a law of noise offers to the fit of a bulk, and the law of noise with equal scales.
+"""Define the protocol `NoiseLaw`, which the fit of a bulk uses, and the law of noise with equal scales.
 
 All lengths are in units of X = WᵀW/N with σ² = 1, the mean variance of the elements.
 """
@@ -13,7 +13,7 @@ from esdmon.spectrum.marchenko1967 import mp_cdf, mp_edges, mp_quantile
 
 
 class NoiseLaw(Protocol):
-    """The distribution of the eigenvalues of one N × M matrix of noise, and of the largest of them."""
+    """The distribution of the eigenvalues of one N × M matrix of noise, and of its largest eigenvalue."""
 
     @property
     def edge(self) -> float:
@@ -34,7 +34,7 @@ class NoiseLaw(Protocol):
         """Return λ with cdf(λ) = p."""
 
     def __hash__(self) -> int:
-        """Return a hash: what a fit needs of a law is computed once."""
+        """Return a hash: values that fits compute from a law are cached by it."""
 
 
 @dataclass(frozen=True, slots=True)

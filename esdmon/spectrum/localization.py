@@ -1,4 +1,4 @@
-"""Measure on how many elements eigenvectors live; those of the bulk are spread evenly, as Gaussian vectors are.
+"""Measure the localization of eigenvectors; eigenvectors of the bulk are spread evenly, as Gaussian vectors are.
 
 Legend: v is a right singular vector (on the shorter side, M elements, ‖v‖₂ = 1). Measures are means over the vectors of
 the bulk, or of the spikes.
@@ -47,7 +47,7 @@ def over_bulk(quantity: Callable[[Floats], Floats]) -> Callable[[Spectrum], floa
 
 
 def over_spikes(quantity: Callable[[Floats], Floats]) -> Callable[[Spectrum], float]:
-    """Return a measure: the mean of a quantity over the vectors of the spikes; NaN where there is none."""
+    """Return a measure: the mean of a quantity over the vectors of the spikes; NaN if there is none."""
     return partial(_mean, quantity, spikes=True)
 
 

@@ -1,11 +1,12 @@
 """Measure the scales of the rows and columns of a stack of matrices, find dead ones, and equalise the others.
 
 Where E W_ij² = a_i·b_j, a row that is much larger than the others dominates the mean square of every column. So the
-scales are measured after dividing by those of the other side: a_i = mean_j W_ij²/b_j and b_j = mean_i W_ij²/a_i, from
-the mean squares on, and once more where that changes them. The side whose mean squares differ less comes first: it is
-the one that the other has disturbed, and W and its transpose have the same scales.
+scales of one side are measured after dividing by the scales of the other: a_i = mean_j W_ij²/b_j and b_j = mean_i
+W_ij²/a_i, starting from the mean squares, and repeated once if the scales change. The side whose mean squares differ
+less is computed first, since large values on the other side have disturbed it. This makes the scales of W and of its
+transpose the same.
 
-Here for numpy arrays; `esdmon.weights.device.margins` does the same with tensors on their device.
+This module is for numpy arrays; `esdmon.weights.device.margins` does the same for tensors on their device.
 """
 
 from abc import ABC, abstractmethod
@@ -24,19 +25,25 @@ Array: TypeAlias = NDArray[np.floating[Any]]
 Bools: TypeAlias = NDArray[np.bool_]
 
 DEAD = 1e-3
-"""Of the median rms: dead units of published networks have 1e-7 to 1e-40 of it. Our choice."""
+"""Share of the median rms below which a row or column is dead; dead units of published networks have 1e-7 to 1e-40 of
+it. Our choice.
+"""
 WEAK = 0.1
-"""Of the median rms: rows of noise scatter by (2M)^−½, 4 % for M = 256. Our choice."""
+"""Share of the median rms below which a row or column is weak; rows of noise scatter by (2M)^−½, 4 % for M = 256. Our
+choice.
+"""
 SAMPLED = 1 << 16
-"""Elements that the kurtosis is estimated from, of evenly spaced rows or columns; our choice."""
+"""Number of elements from which the kurtosis is estimated, in evenly spaced rows or columns; our choice."""
 ALIKE = 3.0
-"""Standard deviations of the ratio: of independent elements with exponents from 1 to infinity 1 % have more."""
+"""Limit of the ratio of variances, in standard deviations above 1. It is exceeded in 1 % of matrices of independent
+elements with exponents from 1 to infinity.
+"""
 SETTLED = 0.05
-"""A change of scales after which the next one is below .005 (on 14 published networks); our choice."""
+"""Relative change of scales up to which the next one would be below .005 (on 14 published networks); our choice."""
 TINY = 1e-12
-"""Of the mean scale: less is what is left of a unit that is dead in one slice only."""
+"""Smallest scale, as a share of the mean scale: smaller ones belong to units that are dead in one slice only."""
 PASSES = 12
-"""Over rows and columns, to equalise: the mean squares are then equal to a few parts in a thousand; our choice."""
+"""Passes over rows and columns, which make the mean squares equal to a few parts in a thousand; our choice."""
 _BLOCK = 1 << 17  # elements of a block of rows, which stay in the cache: 512 KB in float32
 
 
@@ -52,8 +59,8 @@ class Sides(ABC):
     def alive(self) -> tuple[Bools, Bools]:
         """Return masks of the rows and columns whose rms over all slices is at least 1e-3 of the median of their side.
 
-        The median is that of those that are not exactly zero. Where most have decayed, none is left out: then the rank
-        of the layer has collapsed.
+        The median is over the rows or columns that are not exactly zero. If most of them have decayed, none is dropped:
+        then the rank of the layer has collapsed.
         """
         rows, columns = self.totals()
         return ~is_below(DEAD, rows), ~is_below(DEAD, columns)
@@ -64,7 +71,7 @@ class Sides(ABC):
         return columns < rows
 
     def weak(self) -> tuple[int, int]:
-        """Return the numbers of rows and columns whose rms over all slices is below a tenth of the median's."""
+        """Return the numbers of rows and columns with an rms below a tenth of the median rms of their side."""
         rows, columns = self.totals()
         return int(np.sum(is_below(WEAK, rows))), int(np.sum(is_below(WEAK, columns)))
 
@@ -83,7 +90,7 @@ class Margins(Sides):
         return self.rows.sum(axis=0), self.columns.sum(axis=0)
 
     def keep(self, rows: Bools, columns: Bools) -> "Margins":
-        """Return the margins of some rows and columns; what the others add to a sum of squares is below 1e-6 of it."""
+        """Return the margins of some rows and columns; the others contribute less than 1e-6 to a sum of squares."""
         return Margins(
             self.rows[:, rows] * (columns.size / max(1, int(columns.sum()))),
             self.columns[:, columns] * (rows.size / max(1, int(rows.sum()))),
@@ -94,10 +101,10 @@ def is_below(share: float, squares: Floats) -> Bools:
     """Return a mask of rows or columns whose rms is zero, or below a share of the median of those that are not zero.
 
     Args:
-        share: of the median.
+        share: share of the median rms.
         squares: the sum of squares of each row or column.
     """
-    if squares.min() >= share**2 * squares.max() > 0:  # the usual case: then none is below that share of anything
+    if squares.min() >= share**2 * squares.max() > 0:  # the usual case: then none is below that share of the median
         return np.zeros(squares.size, dtype=bool)
     positive = squares[squares > 0]
     mask: Bools = squares < share**2 * np.median(positive) if positive.size else squares <= 0
@@ -120,7 +127,7 @@ def gathered_blocks(stack: Array) -> Iterator[Array]:
     if not is_array or stack.itemsize in stack.strides[1:]:
         yield from small_blocks(stack)
         return
-    # With a row to spare numpy adds up slice by slice, as in the blocks of a contiguous stack: in the same order.
+    # With one more row numpy sums slice by slice, in the same order as in the blocks of a contiguous stack.
     buffer = np.empty((len(stack), _rows_of_block(stack) + 1, stack.shape[2]), stack.dtype)
     for block in small_blocks(stack):
         gathered = buffer[:, : block.shape[1]]
@@ -138,7 +145,7 @@ def scales_of(stack: Array, margins: Margins) -> Scales:
     """Return the scales of a stack without dead rows and columns, with N >= M."""
     columns_first = margins.columns_first()
     measured, margins = margins, _refined(stack, margins, columns_first=columns_first)
-    if not _is_near(measured, margins):  # a single large row still lowers its own scale by that of its columns
+    if not _is_near(measured, margins):  # a single large row raises the scales of its columns, which lowers its own
         margins = _refined(stack, margins, columns_first=columns_first)
     by_row, by_column = sample_steps(stack.size, columns_first=columns_first)
     elements = kurtosis_of(
@@ -154,9 +161,9 @@ def as_scales(rows: Floats, columns: Floats, elements: tuple[Floats, Floats], ar
 
     Args:
         rows: scales of the rows, (slices, rows).
-        columns: of the columns.
-        elements: the kurtosis and the share of elements that are not zero, of each slice: see `kurtosis_of`.
-        are_alone: returns `are_heavy_alone`; those slices have equal scales.
+        columns: scales of the columns, (slices, columns).
+        elements: the kurtosis of each slice, and its share of elements that are not zero; see `kurtosis_of`.
+        are_alone: returns the result of `are_heavy_alone`; slices for which it is True get equal scales.
     """
     kurtosis, filled = elements
     if (kurtosis > HEAVY_KURTOSIS).any():
@@ -179,16 +186,17 @@ class Magnitudes:
 
 
 def are_heavy_alone(magnitudes: Magnitudes, squares: Floats) -> Bools:
-    """Return for each slice whether single elements make spikes, and rows and columns differ by such elements only.
+    """Return for each slice whether single elements cause spikes, and rows and columns differ only by such elements.
 
-    An element w makes a spike where |w| > (NM)^¼·σ. With the elements in random order the mean |W| of a row has the
-    variance v/M, where v is that of |W| over all elements, whatever their law, and that of a column v/N. A single
-    element as large as a whole row makes mean squares differ as much as a large row does, but not the ratio of the two
-    variances: that is 1, with a standard deviation of √(2/M) at most, M the shorter side.
+    An element w causes a spike if |w| > (NM)^¼·σ. If the elements are in random order, the mean |W| of a row has the
+    variance v/M, and that of a column v/N, where v is the variance of |W| over all elements; this holds for any law of
+    the elements. A single element as large as a whole row has the same effect on the mean squares as a large row, but
+    none on the ratio of measured to expected variance: this ratio is 1, with a standard deviation of at most √(2/M), M
+    the shorter side.
 
     Args:
-        magnitudes: of its elements.
-        squares: their mean square, (slices,).
+        magnitudes: mean and largest |W|.
+        squares: mean square of the elements of each slice, (slices,).
     """
     rows, columns = magnitudes.rows, magnitudes.columns
     n_rows, n_columns = rows.shape[1], columns.shape[1]
@@ -200,11 +208,11 @@ def are_heavy_alone(magnitudes: Magnitudes, squares: Floats) -> Bools:
 
 
 def sample_steps(size: int, *, columns_first: bool) -> tuple[int, int]:
-    """Return the steps between the rows, and between the columns, that the kurtosis is estimated from.
+    """Return the distances between the rows, and between the columns, from which the kurtosis is estimated.
 
     Args:
         size: number of elements.
-        columns_first: as `Sides.columns_first`, so that W and its transpose have the same elements in the sample.
+        columns_first: value of `Sides.columns_first`; it makes the samples of W and of its transpose the same.
     """
     step = max(1, -(-size // SAMPLED))
     return (1, step) if columns_first else (step, 1)
@@ -213,12 +221,12 @@ def sample_steps(size: int, *, columns_first: bool) -> tuple[int, int]:
 def kurtosis_of(sample: Array, a: Array, b: Array) -> tuple[Floats, Floats]:
     """Return E y²/(E y)² of the squares of some rows and columns divided by their scales, and the share of y > 0.
 
-    That share is counted where the first is large, and 1 elsewhere.
+    The share is counted only if the first value is large, and is 1 otherwise.
 
     Args:
         sample: (slices, rows, columns).
-        a: the inverse of the scale of each row.
-        b: of each column.
+        a: inverse scale of each row.
+        b: inverse scale of each column.
     """
     y = sample.astype(np.float64, order="C") ** 2
     first = np.einsum("si,si->s", a, np.einsum("sij,sj->si", y, b))
@@ -256,7 +264,7 @@ def _are_heavy_alone(stack: Array, margins: Margins) -> Bools:
 
 
 def _refined(stack: Array, margins: Margins, *, columns_first: bool) -> Margins:
-    """Return scales from an earlier estimate."""
+    """Return scales refined from an earlier estimate."""
     if columns_first:
         columns = _columns(stack, margins.rows)
         return Margins(_rows(stack, columns), columns)
@@ -285,13 +293,13 @@ def _columns(stack: Array, rows: Floats) -> Floats:
 
 
 def _is_near(one: Margins, other: Margins) -> bool:
-    """Return whether the scales of both sides differ by a factor only, up to 5 %."""
+    """Return whether two estimates of the scales are proportional on both sides, up to 5 %."""
     ratios = (other.rows * _inverse(one.rows), other.columns * _inverse(one.columns))
     return all(bool((ratio.max(axis=1) < (1 + SETTLED) * ratio.min(axis=1)).all()) for ratio in ratios)
 
 
 def _inverse(scales: Array) -> Array:
-    """Return 1/scale; one slice may have zeros, and then a tiny scale is taken in their place, or 1 if all are zero."""
+    """Return 1/scale. Zeros, which a single slice may have, are replaced by a tiny scale, or by 1 if all are zero."""
     least = scales.mean(axis=1, keepdims=True) * scales.dtype.type(TINY)
     least[least == 0] = 1
     inverse: Array = 1 / np.maximum(scales, least)

@@ -62,7 +62,7 @@ def mp_soft_rank(spectrum: Spectrum) -> float:
     """Return min(1, λ⁺/λmax): 1 for noise, towards 0 as structure leaves the bulk; NaN if M = 1.
 
     Each slice is in units of its own σ². Where M is below 8, too small for a bulk fit, λ⁺ uses the mean square of all
-    elements as σ². NaN where no bulk of noise was found.
+    elements as σ². NaN if no bulk of noise was found.
     """
     if spectrum.is_of_norms:
         return float("nan")
@@ -74,7 +74,8 @@ def mp_soft_rank(spectrum: Spectrum) -> float:
 def matrix_entropy(spectrum: Spectrum) -> float:
     """Return −Σ p ln p / ln M, p = λ/Σλ: from 0 (rank one) to 1 (all equal).
 
-    Of a convolution M is the number of all eigenvalues. The paper divides by ln rank: the same at full rank.
+    For a convolution M is the number of eigenvalues of all slices. The paper divides by ln rank, which is the same at
+    full rank.
     """
     count = spectrum.eigenvalues.size
     if count < 2 or spectrum.lambda_max == 0:
@@ -102,18 +103,18 @@ def _mean_entropy(q: float) -> float:
 def hard_rank(spectrum: Spectrum) -> float:
     """Return the number of eigenvalues above `Spectrum.zero_tolerance`.
 
-    It is right to 1 % of M from a float32 Gram matrix, and exact with `precision="exact"`.
+    It is accurate to 1 % of M if computed from a float32 Gram matrix, and exact with `precision="exact"`.
     """
     return float(spectrum.nonzero.size)
 
 
 def lambda_max(spectrum: Spectrum) -> float:
-    """Return λmax of X = WᵀW/N; WeightWatcher's is N times as large."""
+    """Return λmax of X = WᵀW/N; the value of WeightWatcher is N times as large."""
     return spectrum.lambda_max
 
 
 def spectral_norm(spectrum: Spectrum) -> float:
-    """Return σmax = ‖W‖₂ = √(N·λmax), of the slice with the largest."""
+    """Return σmax = ‖W‖₂ = √(N·λmax); for a convolution, the largest over its slices."""
     return float((spectrum.n * spectrum.lambda_max) ** 0.5)
 
 
@@ -123,7 +124,7 @@ def frobenius_norm(spectrum: Spectrum) -> float:
 
 
 def lambda_max_null(spectrum: Spectrum) -> float:
-    """Return s²·λ⁺, the edge of noise with the mean square s² of the elements, of the slice where it is highest."""
+    """Return s²·λ⁺, the edge of noise with the mean square s² of W's elements; the largest over the slices."""
     bulk = spectrum.bulk
     if bulk is None or not bulk.is_scaled:
         return spectrum.mean * mp_edges(spectrum.q)[1]
@@ -132,12 +133,12 @@ def lambda_max_null(spectrum: Spectrum) -> float:
 
 
 def spectral_norm_null(spectrum: Spectrum) -> float:
-    """Return √(N·s²·λ⁺), the spectral norm of noise with the mean square s² of the elements."""
+    """Return √(N·s²·λ⁺), the spectral norm of noise with the mean square s² of W's elements."""
     return float((spectrum.n * lambda_max_null(spectrum)) ** 0.5)
 
 
 def bulk_sigma_null(spectrum: Spectrum) -> float:
-    """Return s, the rms of the elements: in noise all of the mean square is in the bulk."""
+    """Return s, the rms of the elements: for pure noise the bulk contains the whole mean square."""
     return float(spectrum.mean**0.5)
 
 
@@ -170,28 +171,29 @@ def _of_power_law(field: str) -> Quantity:
 
 
 def rank_use(spectrum: Spectrum) -> float:
-    """Return the stable rank of ΔW over the rank r of its adapter: 1/r where one direction has all, 1 where all share.
+    """Return the stable rank of ΔW over the rank r of its adapter: 1/r (rank one) to 1 (r equal singular values).
 
-    An adapter with a low one could do with a smaller r. Source: ours.
+    A low value means that a smaller r would suffice. Source: ours.
     """
     return _ratio(stable_rank(spectrum), float(spectrum.m))
 
 
 def base_ratio(_spectrum: Spectrum) -> float:
-    """Return NaN, since one spectrum has no base.
+    """Return NaN: the measure needs two spectra, and is set when records are made.
 
-    The record of an adapter has ‖ΔW‖₂/‖W‖₂, its strongest direction over that of its base, >= 0, where the base is read
-    as one matrix. Above 1 the first direction of the sum is one that the adapter has brought in. Source: ours.
+    The record of an adapter has ‖ΔW‖₂/‖W‖₂ >= 0, the spectral norm of the adapter's ΔW divided by that of its base W.
+    It is NaN if the base is not read as one matrix. Above 1 the strongest direction of W + ΔW comes from the adapter.
+    Source: ours.
     """
     return math.nan
 
 
 def logit_bound(spectrum: Spectrum) -> float:
-    """Return σmax(W_qᵀW_k)/√d, d the size of a head, of the head with the largest: of `*/qk` alone.
+    """Return σmax(W_qᵀW_k)/√d, where d is the head size; the largest over the heads. Only for the view `*/qk`.
 
-    No two inputs of norm 1 have a larger logit before biases, rotary embeddings aside; inputs that are normalised to an
-    rms of 1 have norm √D, so theirs is at most D times as large. Rotary embeddings turn q and k against each other, so
-    with them it bounds logits of equal positions. Source: ours.
+    It is an upper bound of the attention logit of two inputs of norm 1, before biases and without rotary embeddings.
+    Inputs normalised to an rms of 1 have the norm √D, so their logits are at most D times as large. Rotary embeddings
+    rotate q and k relative to each other; with them the bound holds for logits of equal positions. Source: ours.
     """
     return _ratio(spectral_norm(spectrum), float(spectrum.m) ** 0.5)
 
@@ -205,17 +207,17 @@ def _is_adapter(spectrum: Spectrum) -> bool:
 
 
 def _of_elements(field: str) -> Quantity:
-    """Return a measure that reads a field of `Elements`; NaN where they are not known."""
+    """Return a measure that reads a field of `Elements`; NaN if the spectrum has no statistics of elements."""
     return lambda spectrum: float("nan") if spectrum.elements is None else float(getattr(spectrum.elements, field))
 
 
 def _of_bulk(field: str) -> Quantity:
-    """Return a measure that reads a field of `Bulk`; NaN where no bulk of noise was found."""
+    """Return a measure that reads a field of `Bulk`; NaN if no bulk of noise was found."""
     return lambda spectrum: float("nan") if spectrum.noise_bulk is None else float(getattr(spectrum.noise_bulk, field))
 
 
 def _of_equalised(quantity: Quantity) -> Quantity:
-    """Return a measure of the matrix with rows and columns of equal mean squares; NaN where that was not read."""
+    """Return a measure of the matrix scaled to rows and columns of equal mean squares; NaN if that was not computed."""
 
     def compute(spectrum: Spectrum) -> float:
         if spectrum.equalised is None:
@@ -228,7 +230,7 @@ def _of_equalised(quantity: Quantity) -> Quantity:
 def _of_vectors(
     name: str, quantity: Callable[[Floats], Floats], null: Quantity | None = None
 ) -> tuple[Measure, Measure]:
-    """Return two measures of the eigenvectors: of those of the bulk, and of those of the spikes."""
+    """Return two measures of eigenvectors: the mean over the bulk, and the mean over the spikes."""
     return (
         Measure(f"{name}_bulk", loc.over_bulk(quantity), null, needs="vectors"),
         Measure(f"{name}_spikes", loc.over_spikes(quantity), null, needs="vectors"),
@@ -248,13 +250,13 @@ def _ratio(numerator: float, denominator: float) -> float:
 
 
 def _compared(name: str, quantity: Quantity, null: Quantity, *, power: float = 0) -> Measure:
-    """Return a measure whose null is that of noise with the scales of rows and columns, where those are not equal.
+    """Return a measure whose null accounts for unequal scales of rows and columns.
 
     Args:
-        name: of the measure.
-        quantity: computes it.
-        null: its value for noise of equal scales.
-        power: of the variance, which it is proportional to.
+        name: name of the measure.
+        quantity: computes the measure of a spectrum.
+        null: computes its value for noise with equal scales.
+        power: the measure is proportional to this power of the variance of the elements.
     """
 
     def compute(spectrum: Spectrum) -> float:

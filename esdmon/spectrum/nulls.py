@@ -2,8 +2,8 @@
 
 Medians over 101 to 1001 draws of Gaussian noise, a row for each M and a column for each Q; made by `python -m
 tests.benchmarks.alpha_null`. Values between the entries are interpolated in ln M and ln Q; beyond them the nearest edge
-is used. From draw to draw alpha varies by a factor of 2, so a median is right to 5 %, and for M from 2048 on to 10 %.
-An alpha near its null describes the edge of noise, whatever its size.
+is used. Between draws alpha varies by a factor of 2, so a median is accurate to 5 %, and for M >= 2048 to 10 %.
+An alpha near its null describes the edge of noise, whether it is small or large.
 """
 
 from functools import lru_cache
@@ -44,9 +44,9 @@ _KS_DISTANCE = np.array(
 
 
 def alpha_null(spectrum: Spectrum) -> float:
-    """Return the median alpha of noise of this M and Q, 2.6 to 400: the larger the matrix or Q, the larger.
+    """Return the median alpha of noise of this M and Q, 2.6 to 400; it grows with M and with Q.
 
-    Slices count as one matrix of all eigenvalues, which is right to a fifth.
+    Slices are treated as one matrix with all of their eigenvalues, which is accurate to a fifth.
     """
     return _interpolated(spectrum.eigenvalues.size, spectrum.q)[0]
 
@@ -66,7 +66,7 @@ def _interpolated(size: int, q: float) -> tuple[float, float]:
 
 
 def _place(value: float, logarithms: Floats) -> tuple[int, Floats]:
-    """Return the first of the two entries that a value lies between, and the weights of both."""
+    """Return the index of the first of the two entries around a value, and the weights of both."""
     place = float(np.interp(np.log(value), logarithms, np.arange(logarithms.size)))
     first = min(int(place), logarithms.size - 2)
     return first, np.array((first + 1 - place, place - first))

@@ -1,16 +1,16 @@
-"""Define the 5+1 phases of training: their names, the borders between them and the rule that decides the phase.
+"""Define the 5+1 phases of training: names, borders between them, and the rule that chooses one.
 
 The phases are those of C. H. Martin, M. W. Mahoney, "Implicit self-regularization in deep neural networks: evidence
 from random matrix theory and implications for learning", JMLR 22 (2021) 165 (https://arxiv.org/abs/1810.01075), §4:
-shapes of a spectrum, ordered by how much of the weights' structure has left the random bulk. The paper defines them in
-words and pictures; here the borders are numbers. They are deterministic: the same spectrum has the same phase.
+shapes of a spectrum, ordered by the amount of structure that has left the random bulk. The paper defines them in words
+and pictures; here the borders are numbers, and the same spectrum always has the same phase.
 
-Differences from the paper, and choices that it leaves open: Its noise has elements of one variance; here noise has
-scales of rows and columns. The paper counts truncated power laws as heavy-tailed. At the sizes of layers no likelihood
-ratio separates these from power laws, so a tail counts as a power law unless an exponential fits better. By
-`heavy_alpha` the paper's InceptionV3 layers of alpha 4.5 and 5.3 are bulk-decay. Matrices of heavy-tailed independent
-elements, the paper's model of the phase heavy-tailed, are heavy-tailed here too. They have a large `trap`, which shows
-that single elements cause the tail.
+Differences from the paper, and choices that it leaves open: In the paper the elements of noise have one variance; here
+rows and columns of noise have scales. The paper counts truncated power laws as heavy-tailed. At the sizes of layers no
+likelihood ratio separates these from power laws, so a tail counts as a power law unless an exponential fits better.
+Because of `heavy_alpha` the paper's InceptionV3 layers with alpha 4.5 and 5.3 are bulk-decay. Matrices of heavy-tailed
+independent elements, the paper's model of the phase heavy-tailed, are heavy-tailed here too. They have a large `trap`,
+which shows that single elements cause the tail.
 """
 
 from dataclasses import dataclass
@@ -133,7 +133,7 @@ class PhaseReading:
     matrix is not evidence. The confidence of `UNCLASSIFIED` is 0.
     """
     explanation: str
-    """The evidence in a sentence or two, with its values."""
+    """The evidence in one or two sentences, with its values."""
     alpha_is_meaningful: bool = False
     """True if alpha describes a tail rather than the edge of noise."""
     over_regularized: bool = False
@@ -142,7 +142,7 @@ class PhaseReading:
 
 
 class Evidence(NamedTuple):
-    """The values that decide a phase, with the letters of `PhaseThresholds`. A tuple, since a confidence makes many."""
+    """The values that decide a phase; letters as in `PhaseThresholds`. A tuple, since `confidence` creates many."""
 
     soft_rank: float
     """R."""
@@ -153,7 +153,7 @@ class Evidence(NamedTuple):
     m: int
     """M of a slice."""
     share: float
-    """k/M, by which it is decided whether there is a bulk."""
+    """Share of spikes that decides whether there is a bulk; see `Bulk.spike_share`."""
     ks: float
     """KS·M of the bulk."""
     alpha: float
@@ -163,13 +163,13 @@ class Evidence(NamedTuple):
     """Vuong's ratio of power law to exponential."""
     n_tail: float
     reach: float
-    """(λmax − λ⁺)/(cut − λ⁺), see `spike_reach`: above 1 there is a spike. For noise it is around or below 0."""
+    """(λmax − λ⁺)/(cut − λ⁺), see `spike_reach`: above 1 there is a spike. For noise it is near 0 or negative."""
     beside: float
     """Number of spikes within 1.25 λ⁺."""
 
 
 def has_bulk(e: Evidence, limits: PhaseThresholds) -> bool:
-    """Return whether a bulk of noise was found: not if too much lies above it, or it has too different a shape."""
+    """Return whether there is a bulk of noise: not if too many spikes lie above it, or its shape differs too much."""
     return e.share <= limits.max_spike_share and e.ks <= bulk_ks_limit(e.m, limits)
 
 
@@ -179,12 +179,12 @@ def bulk_ks_limit(m: int, limits: PhaseThresholds) -> float:
 
 
 def clean_ks_limit(e: Evidence, limits: PhaseThresholds) -> float:
-    """Return KS·M up to which a bulk is clean, as that of noise is."""
+    """Return KS·M up to which a bulk is clean."""
     return limits.clean_ks * (e.m / e.size) ** 0.5 if e.spikes else limits.random_ks
 
 
 def near_ks_limit(e: Evidence, limits: PhaseThresholds) -> float:
-    """Return KS·M up to which a bulk looks like that of noise."""
+    """Return KS·M up to which a bulk is nearly clean."""
     return max(clean_ks_limit(e, limits), limits.near_ks * e.m)
 
 
@@ -194,24 +194,24 @@ def accepts_power_law(e: Evidence, limits: PhaseThresholds) -> bool:
 
 
 def has_left_bulk(phase: Phase, *, xmin: float, edge: float, soft_rank: float, share: float) -> bool:
-    """Return whether a power-law tail is more than the end of the bulk, as an over-regularised one must be.
+    """Return whether a power-law tail extends beyond the bulk, which is a condition for over-regularised.
 
-    It is if the layer is heavy-tailed, if the tail begins at the edge of the bulk or above, or if at least 5 % of the
-    spectrum is above the edge and λmax is 20 times the edge: the tail then goes on for a decade beyond the bulk, of
-    which the fit takes a part. Ours; in published networks tails that begin within the bulk and end sooner are made by
-    the scales of rows and columns.
+    It does in three cases: the layer is heavy-tailed; the tail begins at or above the edge of the bulk; or at least 5 %
+    of the spectrum is above the edge and λmax is at least 20 times the edge. In the third case the tail extends for
+    more than a decade beyond the bulk, although the fit begins within it. Our choice; in published networks shorter
+    tails that begin within the bulk are caused by the scales of rows and columns.
     """
     is_long = soft_rank <= _LONG_SOFT_RANK and share >= _LONG_SHARE
     return phase is Phase.HEAVY_TAILED or xmin >= edge or is_long
 
 
 def few_spikes(size: int, limits: PhaseThresholds) -> float:
-    """Return k up to which spikes are few."""
+    """Return the largest k at which spikes are few."""
     return max(limits.few_share * size, limits.few_spikes)
 
 
 def few_beside(spikes: float, limits: PhaseThresholds) -> int:
-    """Return the number of spikes beside the edge up to which the others stand apart from a bulk."""
+    """Return the largest number of spikes near the edge at which the other spikes count as separate from the bulk."""
     return max(1, int(limits.near_edge_share * spikes))
 
 

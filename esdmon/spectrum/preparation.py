@@ -1,6 +1,6 @@
-"""Prepare a stack of matrices for its spectrum: statistics of its elements, and dead rows and columns left out.
+"""Prepare a stack of matrices for its spectrum: compute statistics of elements, drop dead rows and columns.
 
-Here for numpy arrays; `esdmon.weights.device` does the same with tensors on their device.
+This module is for numpy arrays; `esdmon.weights.device` does the same for tensors on their device.
 """
 
 import math
@@ -22,7 +22,7 @@ from esdmon.spectrum.spectrum import PRODUCTS
 from esdmon.spectrum.traps import parts_of_trap
 
 CANCELS = 0.5
-"""Share of mean² in the mean square, above which their difference loses more than a bit; our choice."""
+"""Share of mean² in the mean square above which their difference loses more than one bit; our choice."""
 _Sides = TypeVar("_Sides", bound=Sides)
 _SEED = 0  # of the shuffle
 _MAX_EXPONENT = 500  # of two: squares stay within float64
@@ -31,29 +31,29 @@ _SAFE_EXPONENT = 30  # of two: squares and their sums over any side stay within 
 
 @dataclass(frozen=True, slots=True)
 class Weight:
-    """What is known of a weight that is given as an array."""
+    """Properties of a weight that is stored in an array."""
 
     dtype: str
-    """Type in which it is stored; the array may be wider."""
+    """Type in which the weight is stored; the array may have a wider type."""
     view: str
     kind: str
     exact: bool
-    """Whether all is computed in float64."""
+    """True if everything is computed in float64."""
     also: frozenset[str]
-    """As of `Facts`."""
+    """The requested optional parts, as in `Facts`."""
     least: int
-    """Eigenvalues below which it is not read."""
+    """Smallest number of eigenvalues of a weight that is read."""
 
 
 def prepare(whole: Array, weight: Weight) -> tuple[ArrayStack, Facts]:
-    """Return what `spectrum_of` takes.
+    """Return the arguments of `spectrum_of`.
 
     Args:
         whole: the stack (slices, rows, columns), of float32 or float64.
-        weight: what is known of it.
+        weight: properties of the weight.
 
     Raises:
-        UnreadableError: where it holds NaN or infinities, only zeros, or too few eigenvalues.
+        UnreadableError: if the weight contains NaN or infinities, only zeros, or too few eigenvalues.
     """
     sums = sum_up(whole)
     largest = check_extremes(
@@ -94,14 +94,14 @@ def prepare(whole: Array, weight: Weight) -> tuple[ArrayStack, Facts]:
 
 @dataclass(frozen=True, slots=True)
 class Sums(Generic[_Sides]):
-    """Statistics of all elements, computed in float32 or better. With NaN or infinite elements an extreme is one."""
+    """Statistics of all elements, computed in float32 or better. If elements are NaN or infinite, so is an extreme."""
 
     minimum: float
     maximum: float
     mean: float
     variance: float
     may_have_zeros: bool
-    """Whether the square of some element is zero."""
+    """True if the square of an element is zero."""
     margins: _Sides
 
 
@@ -123,7 +123,7 @@ def sum_up(stack: Array) -> Sums[Margins]:
         mean, mean_square = total / stack.size, float(margins.columns.mean())
         variance = mean_square - mean * mean
         if minimum == maximum:
-            variance = 0.0  # and not what rounding leaves of it
+            variance = 0.0  # without rounding errors
         elif not mean * mean < CANCELS * mean_square:
             variance = sum(float(np.square(part - mean).sum()) for part in gathered_blocks(stack)) / stack.size
     return Sums(minimum, maximum, mean, variance, smallest == 0, margins)
@@ -133,9 +133,9 @@ def check_size(shape: tuple[int, ...], least: int, elements: Elements | None = N
     """Raise for a stack with too few eigenvalues.
 
     Args:
-        shape: of what remains without dead rows and columns.
-        least: eigenvalues below which it is not read.
-        elements: statistics, which have the numbers of dead rows and columns; None where none were left out.
+        shape: shape without dead rows and columns.
+        least: smallest number of eigenvalues of a weight that is read.
+        elements: statistics, with the numbers of dead rows and columns; None if none were dropped.
 
     Raises:
         UnreadableError: with the reason.
@@ -148,15 +148,15 @@ def check_size(shape: tuple[int, ...], least: int, elements: Elements | None = N
 
 
 def check_extremes(minimum: float, maximum: float, *, size: int, count_bad: Callable[[], int]) -> float:
-    """Return the largest |w|; raise for elements whose squares, or sums of them, are outside of float64.
+    """Return the largest |w|; raise if squares of elements, or their sums, are outside the range of float64.
 
-    A weight that is all zero passes: `check_zero` raises for that.
+    A weight of zeros only raises nothing here: `check_zero` does that.
 
     Args:
         minimum: the smallest element.
         maximum: the largest.
         size: number of elements.
-        count_bad: counts those that are NaN or infinite.
+        count_bad: returns the number of elements that are NaN or infinite.
 
     Raises:
         UnreadableError: with the reason.
@@ -171,7 +171,7 @@ def check_extremes(minimum: float, maximum: float, *, size: int, count_bad: Call
 
 
 def check_zero(largest: float, shape: tuple[int, ...], least: int) -> None:
-    """Raise for a weight that is zero; it may be too small as well.
+    """Raise for a weight of zeros only, even if it is also too small.
 
     Raises:
         UnreadableError: with the reason.
@@ -182,13 +182,13 @@ def check_zero(largest: float, shape: tuple[int, ...], least: int) -> None:
 
 
 def safe_scale(largest: float, *, is_double: bool) -> float:
-    """Return a power of two; elements divided by it, which does not round them, have squares that fit float32."""
+    """Return a power of two: dividing by it does not round, and the squares of the quotients fit float32."""
     exponent, limit = math.frexp(largest)[1], _MAX_EXPONENT if is_double else 126
     return 1.0 if abs(exponent) <= _SAFE_EXPONENT else 2.0 ** max(-limit, min(limit, exponent))
 
 
 def shuffled_order(size: int) -> NDArray[np.int64]:
-    """Return a random order, the same at each reading, so that only the weight changes."""
+    """Return a random order, the same at each reading, so that changes are due to the weight only."""
     return np.random.default_rng(_SEED).permutation(size)
 
 
@@ -198,7 +198,7 @@ def _drop(stack: Array, rows: Bools, columns: Bools) -> Array:
 
 
 def _trap_elements(stack: Array, elements: Elements, shape: tuple[int, int], scale: float) -> TrapElements | None:
-    """Return the elements beyond the transition; None without a trap. See `esdmon.spectrum.traps`."""
+    """Return the elements that cause a trap; None without a trap. See `esdmon.spectrum.traps`."""
     n, m = shape
     if not max(parts_of_trap(elements, n, m)) > 1:
         return None

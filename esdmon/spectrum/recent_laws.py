@@ -1,4 +1,4 @@
-"""Reuse the laws of noise of one weight from reading to reading, while its scales hardly move."""
+"""Cache the laws of noise of one weight between readings, as long as its scales hardly change."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -15,9 +15,9 @@ Laws = Callable[[Profile], tuple[NoiseLaw, ...]]
 
 _KEPT = 3  # profiles: a fit computes the laws of up to three
 _TINY = 1e-300  # a scale may underflow
-_NEAR = 0.1  # of the Tracy-Widom scale, by which λ⁺ may have moved; our choice
-_MOST = 10.0  # times what λ⁺ may have moved, relatively, by which a single scale may have; our choice
-_SHIFT = 1.2  # M times the mean relative move of a scale: it moves KS·M by half as much, of the 6 of a clean bulk
+_NEAR = 0.1  # largest change of λ⁺, in units of the Tracy-Widom scale; our choice
+_MOST = 10.0  # largest relative change of a single scale, as a multiple of that of λ⁺; our choice
+_SHIFT = 1.2  # largest M times mean relative change of scales; KS·M, 6 for a clean bulk, changes by half as much
 
 
 class _Known(NamedTuple):
@@ -27,7 +27,7 @@ class _Known(NamedTuple):
     """Relative change of λ⁺ up to which the laws are reused."""
 
     def is_near(self, profile: Profile) -> bool:
-        """Return whether λ⁺ has moved by less than the tolerance, to first order, and no scale by much."""
+        """Return whether λ⁺ has changed by less than the tolerance, to first order, and no scale by much."""
         sides = ((profile.rows, self.profile.rows), (profile.columns, self.profile.columns))
         if any(now.shape != then.shape for now, then in sides):
             return False
@@ -44,10 +44,10 @@ class _Known(NamedTuple):
 
 
 class RecentLaws:
-    """Compute the laws of noise of the profiles of one weight, or return those of a recent profile that is near.
+    """Compute the laws of noise of a weight's profiles, or return the cached laws of a similar recent profile.
 
-    To first order log λ⁺ moves by Σ w·d(log a), where the weights w of a side have a sum of 1, so a returned λ⁺ is
-    within about a tenth of the Tracy-Widom scale of the exact one.
+    To first order log λ⁺ changes by Σ w·d(log a), where the weights w of a side sum to 1. So the error of a cached λ⁺
+    is at most about a tenth of the Tracy-Widom scale.
     """
 
     def __init__(self) -> None:

@@ -4,12 +4,13 @@ Legend: the elements of a slice are W_ij = √(a_i·b_j)·g_ij, i <= N, j <= M, 
 profile is (a, b), each of mean 1. The measured scales scatter even where all are equal, by (κ − 1)/M and (κ − 1)/N in
 their logarithm, where κ is the kurtosis of g; spikes scatter them too.
 The logarithms are contracted towards their mean until only the variance above that is left (shrinkage, in the sense of
-James and Stein), so that noise of equal scales has the Marchenko-Pastur law; single ones far beyond are left.
+James and Stein), so that noise of equal scales has the Marchenko-Pastur law; single logarithms far beyond the scatter
+are not contracted.
 
-Where only a share p of the elements is not zero, as under a random mask, κ is κ₁/p, with κ₁ of those that are not zero,
-and the scatter of the scales widens the spectrum: tr (WᵀW)² contains Σ W_ij⁴ once. The law of a profile contains what
-is left of the scatter twice, in rows and in columns. So of the part that the zeros add, κ₁·(1/p − 1)/M and
-κ₁·(1/p − 1)/N, half is taken away and half is left on each side; then the second moments of both agree.
+If only a share p of the elements is not zero, as under a random mask, κ is κ₁/p, where κ₁ is the kurtosis of the
+elements that are not zero. Then the scatter of the scales widens the spectrum: tr (WᵀW)² contains Σ W_ij⁴ once. The law
+of a profile contains the remaining scatter twice, in rows and in columns. So half of the scatter that the zeros add,
+κ₁·(1/p − 1)/M and κ₁·(1/p − 1)/N, is removed on each side; then the second moments of spectrum and law agree.
 """
 
 from dataclasses import dataclass
@@ -19,14 +20,14 @@ import numpy as np
 
 from esdmon.spectrum.arrays import Floats
 
-# Elements of trained layers have a median kurtosis of 5.8 and single ones of hundreds, which a mean of squares does not
-# follow: above this one, whether rows and columns differ at all is tested by mean magnitudes. Our choice.
+# Trained layers have a median kurtosis of 5.8, and some have hundreds, for which mean squares are unreliable. Above
+# this value mean magnitudes are used to test whether rows and columns differ at all. Our choice.
 HEAVY_KURTOSIS = 9.0
 _KURTOSIS = (1.5, HEAVY_KURTOSIS)
 _LEAST = 0.05  # share of the variance above which scales differ at all; our choice
 _CERTAIN = 4.0  # standard deviations of the scatter beyond which a single scale is not contracted; our choice
 _OUTLIER = 3.5  # median absolute deviations, rescaled to a standard deviation; our choice
-_DIFFERENT = 0.1  # of a spread; our choice
+_DIFFERENT = 0.1  # relative difference of spreads; our choice
 _MAD = 1.4826  # standard deviations in a median absolute deviation of a normal distribution
 
 
@@ -45,7 +46,7 @@ class Profile:
         return bool(np.ptp(self.rows) == 0 and np.ptp(self.columns) == 0)
 
     def differs_from(self, other: "Profile") -> bool:
-        """Return whether the spread of any side is another by a tenth, so that its law is worth computing."""
+        """Return whether the spread of a side differs by a tenth or more, so that another law is worth computing."""
         sides = ((self.rows, other.rows), (self.columns, other.columns))
         return any(bool(np.any(np.abs(_spread(a) - _spread(b)) > _DIFFERENT * _spread(b))) for a, b in sides)
 
@@ -64,7 +65,7 @@ class Scales:
     kurtosis: Floats
     """(slices,) E y²/(E y)² of y = W_ij²/(a_i·b_j): 3 for Gaussian elements, whatever their scales."""
     filled: Floats | float = 1.0
-    """(slices,) share of elements that are not zero; 1 where the kurtosis is small."""
+    """(slices,) share of elements that are not zero; 1 if the kurtosis is small."""
 
     @property
     def are_of_elements(self) -> bool:
@@ -84,10 +85,10 @@ class Scales:
         Args:
             spikes: (slices,) Σ p² over the spikes of a slice, where p is the share of Σλ that a spike has: spikes
                 whose vectors are spread evenly add 2·Σ p² to the variance of the logarithms.
-            clipped: replace scales that lie far from the others, as those of a few large rows.
+            clipped: replace scales that lie far from the others, such as the scales of a few large rows.
         """
         n, m = self.rows.shape[1], self.columns.shape[1]
-        kurtosis = np.clip(self.kurtosis * self.filled, *_KURTOSIS)  # of the elements that are not zero
+        kurtosis = np.clip(self.kurtosis * self.filled, *_KURTOSIS)  # kurtosis of the elements that are not zero
         excess, (rows, columns) = kurtosis - 1 + kurtosis * (1 / np.asarray(self.filled) - 1) / 2, self._deviations
         return Profile(
             _contracted(rows, excess / m * (1 - 1 / n) + 2 * np.asarray(spikes), clipped=clipped),
@@ -96,7 +97,7 @@ class Scales:
 
     @cached_property
     def _deviations(self) -> tuple[Floats, Floats]:
-        """Return the logarithms of both sides, ascending, less their median: a fit uses several profiles of them."""
+        """Return the logarithms of both sides, ascending, minus their median; cached for several profiles."""
         return _deviation(self.rows), _deviation(self.columns)
 
 
@@ -107,9 +108,9 @@ def _spread(scales: Floats) -> Floats:
 
 
 def _deviation(squares: Floats) -> Floats:
-    """Return the logarithms of each row, ascending, less their median."""
+    """Return the logarithms of each row, ascending, minus their median."""
     ascending = np.sort(squares, axis=1)
-    if ascending[:, 0].min() <= 0:  # a unit that is dead in one slice only: as small as the smallest of the others
+    if ascending[:, 0].min() <= 0:  # a unit that is dead in one slice only: it gets the smallest of the other values
         smallest = np.min(ascending, axis=1, initial=np.inf, where=ascending > 0, keepdims=True)
         ascending = np.maximum(ascending, np.where(np.isfinite(smallest), smallest, 1.0))
     logs = np.log(ascending)
@@ -118,14 +119,14 @@ def _deviation(squares: Floats) -> Floats:
 
 
 def _contracted(deviation: Floats, scatter: Floats, *, clipped: bool) -> Floats:
-    """Return ascending scales of mean 1 whose logarithms have the variance of `deviation`, less the scatter."""
+    """Return ascending scales of mean 1 whose logarithms have the variance of `deviation` minus that of the scatter."""
     if clipped:
         reach = _OUTLIER * _MAD * _median(np.sort(np.abs(deviation), axis=1))
         deviation = np.clip(deviation, -reach, reach)
     variance = deviation.var(axis=1)
     left = np.clip(1 - scatter / np.maximum(variance, 1e-300), 0, 1)
     left = np.where(left < _LEAST, 0.0, left)[:, None]
-    # One that is far beyond the scatter is what it seems to be, however little the others differ.
+    # A deviation far beyond the scatter is real, even if the others hardly differ.
     alone = 1 - _CERTAIN**2 * scatter[:, None] / np.maximum(deviation**2, 1e-300)
     scales: Floats = np.exp(np.sqrt(np.maximum(left, alone)) * deviation)
     scales /= scales.mean(axis=1, keepdims=True)

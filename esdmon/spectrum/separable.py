@@ -1,4 +1,4 @@
-"""Compute the law of noise whose rows and columns have scales of their own.
+"""Compute the law of noise whose rows and columns have different scales.
 
 Legend: W_ij = √(a_i·b_j)·g_ij is N × M, N >= M, with independent g of variance 1 and scales a, b of mean 1; X = WᵀW/N.
 With ratio r = M/N, g(δ) = mean_i a/(1 + δa) and h(ε) = r·mean_j b/(1 + εb), the Stieltjes transform m of X is
@@ -10,8 +10,8 @@ extremum of z, which is where (δg′/g)·(εh′/h) = 1. With z ≈ λ⁺ + ½z
 the largest eigenvalue fluctuates on the scale (M·c)^(−⅔). All scales equal give the law of Marchenko and Pastur and the
 asymptotic scale of Johnstone (2001); for small matrices both are corrected by the ratios that hold there.
 
-The density is found by Newton's method from the solution for equal scales; where that fails, from above the real axis
-down to it.
+The density is found by Newton's method from the solution for equal scales; if that fails, by continuation from above
+the real axis.
 
 References: W. Hachem, P. Loubaton, J. Najim, "Deterministic equivalents for certain functionals of large random
 matrices", Annals of Applied Probability 17 (2007) 875; R. Couillet, W. Hachem, "Analysis of the limiting spectral
@@ -38,16 +38,16 @@ _Complex = NDArray[np.complex128]
 
 _STEPS = 12  # of Newton's method at most
 _LAST_STEPS = 25  # at most, on the real axis after the descent to it
-_TOGETHER = 6  # of these for all points: then only those that are not solved go on
+_TOGETHER = 6  # of these for all points; the other steps are for unsolved points only
 _FACTOR = 4.0  # by which Im z falls from one solution of the descent to the next
 _NEAR = _FACTOR**-4  # Im z/Re z of the last of these
 _CONVERGED = 1e-5  # relative change of δ and ε, whose error is then about its square
 _REAL = 1e-6  # relative imaginary part up to which a solution may be a real one, of which only one is that of a gap
-_WIDE = 1.0  # standard deviation of the logarithm of scales, 0.22 dex of rms, from which more groups are taken
+_WIDE = 1.0  # standard deviation of the logarithm of scales, 0.22 dex of rms, from which more groups are used
 _LARGE = 1024  # M from which there are more groups
-_ERROR = 0.15  # of M·CDF, by either of two estimates; where both are below .25, 147 of 147 laws were right to .8
+_ERROR = 0.15  # largest error of M·CDF, by two estimates; if both are below .25, 147 of 147 laws had errors below .8
 _MOST_ANGLES = 800  # more than a table has
-_ANGLES = np.linspace(0, np.pi, 513)  # of a table: linear interpolation between them is right to 5e-6
+_ANGLES = np.linspace(0, np.pi, 513)  # of a table: linear interpolation between them has an error below 5e-6
 _RISE = np.linspace(0, 1e-12, _ANGLES.size)  # keeps a flat part of a table, a gap in the spectrum, invertible
 _MAX_NODES = 1 << 16  # slices · angles · nodes solved at a time: 1 MB an array
 
@@ -97,7 +97,7 @@ def separable_laws(profile: Profile) -> tuple[SeparableLaw, ...]:
 
 
 def edge_weights(profile: Profile, laws: Sequence[SeparableLaw]) -> tuple[Floats, Floats]:
-    """Return how λ⁺ depends on each scale: ∂log λ⁺/∂log a and ∂log λ⁺/∂log b, (slices, N) and (slices, M).
+    """Return the derivatives ∂log λ⁺/∂log a and ∂log λ⁺/∂log b for each scale, (slices, N) and (slices, M).
 
     They are proportional to a/(1 + δa)² and b/(1 + εb)² at λ⁺, which is an extremum, and their sum over a side is 1.
     """
@@ -120,8 +120,8 @@ def _asymptotic_scale(n: int, m: int) -> float:
 def _groups(n: int, m: int, *, is_wide: bool) -> tuple[int, int]:
     """Return how many of the largest scales stay single, and how many groups the others form.
 
-    The CDF has to be right to a small part of 1/M: with 16 groups it is off by 11/M for scales of .3 dex at M = 2048.
-    Noise spreads the eigenvalues that belong to a scale by 2/√Q of it, so of tall matrices finer groups are seen.
+    The error of the CDF must be small compared with 1/M: with 16 groups it is 11/M for scales of .3 dex at M = 2048.
+    Noise spreads the eigenvalues of a scale by the relative width 2/√Q, so tall matrices need more groups.
     """
     groups = max(8, m // (24 if m < _LARGE else 12)) * (2 if is_wide else 1)
     groups = min(m, int(groups * (n / m) ** 0.5))
@@ -132,15 +132,15 @@ def _tables(nodes: ScaleNodes, edges: Edges, angles: int, error: float, known: _
     """Return the CDF of each slice at equal steps of θ.
 
     The density times dλ/dθ is odd at θ = 0 and even at π, so it is a sum of sin((k + ½)θ), which is integrated term by
-    term. The integral is taken from the upper edge down, and over all θ it is 1. Where it is not, or where the upper
-    half of the terms matters, the density has gaps and narrow bands, and twice as many angles are taken. What is
-    missing after all lies at the lower end.
+    term. It is integrated from the upper edge down; over all θ the integral is 1. If it is not, or if the upper half of
+    the terms matters, the density has gaps and narrow bands, and the number of angles is doubled. If the integral is
+    still below 1, the rest is assigned to the lower end.
 
     Args:
-        nodes: the scales.
-        edges: of the same slices.
+        nodes: the distributions of the scales.
+        edges: edges of the same slices.
         angles: the number of steps of θ.
-        error: of the CDF, from which twice as many are taken.
+        error: error of the CDF above which the number of angles is doubled.
         known: (δ, ε) for half as many angles, (2, slices, angles / 2).
     """
     half = (np.arange(angles) + 0.5) * np.pi / angles / 2
@@ -180,7 +180,7 @@ def _waves(angles: int) -> tuple[Floats, Floats]:
 
 
 def _starts(ratio: float, edges: Edges, half: Floats) -> _Complex:
-    """Return (2, slices, angles) estimates of (δ, ε): those of equal scales at the same angle, right at both edges."""
+    """Return (2, slices, angles) estimates of (δ, ε): those for equal scales, corrected to be exact at both edges."""
     root = ratio**0.5
     equal_lower, equal_upper = (0.0 if ratio > SQUARE else (1 - root) ** 2), (1 + root) ** 2
     z = equal_lower + (equal_upper - equal_lower) * np.sin(half) ** 4
@@ -224,8 +224,8 @@ def _solution(nodes: ScaleNodes, lam: Floats, starts: _Complex, upper: Floats) -
 def _above(nodes: ScaleNodes, lam: Floats, starts: _Complex, upper: Floats) -> _Complex:
     """Return (δ, ε) a little above the real axis, for (points, 1) values of λ.
 
-    There only one solution has positive imaginary parts. Newton's method finds it from most estimates that were
-    interpolated; the others are found by a descent.
+    There only one solution has positive imaginary parts. Newton's method finds it from most interpolated estimates; the
+    other points are solved by continuation.
     """
     raised: _Complex = starts.real + 1j * np.maximum(starts.imag, _NEAR * np.abs(starts.real))
     solution, is_solved = _newton(nodes, lam + 1j * _NEAR * lam, raised, _STEPS)
@@ -236,10 +236,10 @@ def _above(nodes: ScaleNodes, lam: Floats, starts: _Complex, upper: Floats) -> _
 
 
 def _descended(nodes: ScaleNodes, lam: Floats, upper: Floats) -> _Complex:
-    """Return the same by continuation from Im z = λ⁺ down.
+    """Return (δ, ε) a little above the real axis, by continuation from Im z = λ⁺ down.
 
     The first solution is found from the one for |z| → ∞, and each next one from a geometric extrapolation of the last
-    two. Where Newton's method fails the last solution is returned.
+    two. If Newton's method fails, the last solution is returned.
     """
     at_infinity = -(nodes.balanced_weights() * nodes.values).sum(-1)[::-1, :, None]
     height = np.maximum(upper, lam)
@@ -268,7 +268,7 @@ def _newton(
     t = start
     for _ in range(min(steps, _TOGETHER)):
         q = 1 / (1 + t[..., None] * values)
-        gh = np.einsum("asnk,ask->asn", q, weights)  # not a product, for which the BLAS would start its threads
+        gh = np.einsum("asnk,ask->asn", q, weights)  # not a matrix product: the BLAS would start its threads
         q *= q
         slopes = -np.einsum("asnk,ask->asn", q, weights_of_slopes)
         hg = gh[::-1]

@@ -1,7 +1,7 @@
-"""Find the edges of the law of noise whose rows and columns have scales of their own; `separable` has the formulas.
+"""Find the edges of the law of noise whose rows and columns have different scales; `separable` has the formulas.
 
-The scales enter by their distribution only, which is replaced by one of few nodes that has the same moments in each of
-several groups.
+The law depends on the scales only through their distribution. It is replaced by a distribution on a few nodes, which
+has the same moments in each of several groups.
 """
 
 from collections.abc import Callable
@@ -18,12 +18,12 @@ _Sides = tuple[Floats, Floats, Floats, Floats]
 SQUARE = 0.999
 """M/N from which the lower edge is taken as 0."""
 _STEPS = 30  # of Newton's method at most
-_ERROR = 1e-9  # of the equations, whose next value is about the square of it
+_ERROR = 1e-9  # of the equations; one more step would about square it
 _LOGITS, _LOGS = np.linspace(-10, 14, 33), np.linspace(-18, 18, 49)  # where edges are searched
 
 
 class ScaleNodes(NamedTuple):
-    """Distributions of the scales of rows and of columns, one for each slice."""
+    """The distributions of the scales of rows and of columns, one for each slice."""
 
     values: Floats
     """(2, slices, K)."""
@@ -53,12 +53,12 @@ class ScaleNodes(NamedTuple):
 
 
 class Edges(NamedTuple):
-    """The edges of each slice, and (δ, ε) there in units of those of equal scales."""
+    """The edges of each slice, and (δ, ε) at the edges in units of their values for equal scales."""
 
     lower: Floats
     upper: Floats
     scale: Floats
-    """(M·c)^(−⅔), on which the largest eigenvalue fluctuates."""
+    """(M·c)^(−⅔), the scale on which the largest eigenvalue fluctuates."""
     at_lower: Floats
     """(2, slices)."""
     at_upper: Floats
@@ -75,7 +75,7 @@ class Edges(NamedTuple):
 
 
 def compressed(profile: Profile, top: int, groups: int) -> ScaleNodes:
-    """Return nodes for both sides; if one has fewer, they are repeated with weight 0."""
+    """Return nodes for both sides; the side with fewer nodes is filled with repeated nodes of weight 0."""
     (a, a_weights), (b, b_weights) = (_quadrature(side, top, groups) for side in (profile.rows, profile.columns))
     ratio, missing = profile.columns.shape[1] / profile.rows.shape[1], a.shape[1] - b.shape[1]
     if missing > 0:
@@ -86,7 +86,7 @@ def compressed(profile: Profile, top: int, groups: int) -> ScaleNodes:
 
 
 def _quadrature(values: Floats, top: int, groups: int) -> tuple[Floats, Floats]:
-    """Return (slices, K) nodes and weights of ascending scales: the largest, and for each group of others two nodes.
+    """Return (slices, K) nodes and weights of ascending scales: the largest, and two nodes for each group of others.
 
     The two nodes have the mean, variance and third moment of the group (Gauss quadrature).
     """
@@ -109,7 +109,7 @@ def _quadrature(values: Floats, top: int, groups: int) -> tuple[Floats, Floats]:
     skew = np.where(is_single, 0.0, third / (2 * np.where(is_single, 1.0, variance)))
     width = np.sqrt(np.where(is_single, 0.0, variance) + skew**2)
     share = np.where(is_single, 0.5, (width + skew) / (2 * np.where(is_single, 1.0, width)))
-    lower = np.maximum(mean + skew - width, rest.ravel()[places].reshape(slices, groups))  # where the sum cancels
+    lower = np.maximum(mean + skew - width, rest.ravel()[places].reshape(slices, groups))  # if the difference cancels
     pairs = np.stack((lower, mean + skew + width), axis=2).reshape(slices, -1)
     weights = np.stack((share * sizes, (1 - share) * sizes), axis=2).reshape(slices, -1)
     nodes = np.concatenate((pairs, values[:, count - top :]), axis=1)
@@ -117,10 +117,10 @@ def _quadrature(values: Floats, top: int, groups: int) -> tuple[Floats, Floats]:
 
 
 def _starts_of_groups(ascending: Floats, groups: int) -> Indices:
-    """Return where groups of scales start, (slices, groups): each has as much of Σ 1 + a/mean a + (1/a)/mean 1/a.
+    """Return where groups of scales start, (slices, groups): with equal sums of 1 + a/mean a + (1/a)/mean 1/a.
 
-    Of scales that differ much a few have most of Σ a, which makes the upper edge, and few others most of Σ 1/a, which
-    makes the lower one: groups of equal numbers would take these together.
+    If scales differ much, a few large ones have most of Σ a, which determines the upper edge, and a few small ones most
+    of Σ 1/a, which determines the lower edge. Groups with equal numbers of scales would merge these with others.
     """
     count = ascending.shape[1]
     shares = [np.ones_like(ascending), ascending, 1 / ascending]
@@ -128,7 +128,7 @@ def _starts_of_groups(ascending: Floats, groups: int) -> Indices:
     before = np.cumsum(share, axis=1) - share
     order = np.arange(groups)
     start = np.stack([np.searchsorted(row, 3 * order / groups) for row in before])
-    start = np.maximum.accumulate(start - order, axis=1) + order  # at least one in each
+    start = np.maximum.accumulate(start - order, axis=1) + order  # at least one scale in each group
     starts: Indices = np.minimum(start, count - groups + order)
     return starts
 
@@ -136,7 +136,8 @@ def _starts_of_groups(ascending: Floats, groups: int) -> Indices:
 def edges_of(nodes: ScaleNodes, m: int) -> Edges:
     """Return the edges of each slice.
 
-    Square matrices have λ⁻ = 0, where δ and ε diverge: the limits there are at equal parts of the way from λ⁻ to λ⁺.
+    For square matrices λ⁻ = 0, and δ and ε diverge there. The limits of their ratios to the values for equal scales are
+    used, at equal fractions of the way from λ⁻ to λ⁺.
     """
     root = nodes.ratio**0.5
     at_upper = _upper_edge(nodes)

@@ -1,11 +1,10 @@
-"""Measure the exact-renormalisation-group (ERG) condition: how much of the tail has volume one.
+"""Measure the exact-renormalisation-group (ERG) condition: the part of the tail whose eigenvalues have the product 1.
 
 Legend: λ are rescaled to mean 1; the ERG tail is the largest set of top eigenvalues with Σ ln λ >= 0.
 
 Reference: C. H. Martin, C. Hinrichs, "SETOL: a semi-empirical theory of (deep) learning" (2025)
-(https://arxiv.org/abs/2507.17912): at the ideal alpha = 2
-the power-law tail and the ERG tail begin at the same eigenvalue; where the power law begins below, the layer is
-over-regularised.
+(https://arxiv.org/abs/2507.17912): at the ideal alpha = 2 the power-law tail and the ERG tail begin at the same
+eigenvalue; if the power law begins below, the layer is over-regularised.
 """
 
 from functools import lru_cache
@@ -20,7 +19,7 @@ from esdmon.spectrum.spectrum import Spectrum
 def erg_rank(spectrum: Spectrum) -> float:
     """Return the number of eigenvalues in the ERG tail; NaN if M = 1.
 
-    It sums logarithms, since a product of thousands of eigenvalues would underflow.
+    Logarithms are summed, since a product of thousands of eigenvalues would underflow.
 
     >>> erg_rank(Spectrum.from_eigenvalues([0.1, 0.1, 0.1, 3.7], shape=(4, 4)))
     1.0
@@ -40,7 +39,7 @@ def _erg_rank_of_noise(count: int, q: float) -> float:
 
 
 def erg_gap(spectrum: Spectrum) -> float:
-    """Return xmin − the smallest λ of the ERG tail, at mean λ = 1: negative where the power law begins below it."""
+    """Return xmin − the smallest λ of the ERG tail, at mean λ = 1: negative if the power law begins below it."""
     if not spectrum.power_law.n_tail:
         return float("nan")
     mean = spectrum.mean

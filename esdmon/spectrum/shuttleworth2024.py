@@ -1,7 +1,7 @@
-"""Measure how far the strongest directions of a weight have turned: from a reference, and from the last reading.
+"""Measure the rotation of the strongest directions of a weight since a reference, and since the last reading.
 
-A direction is a left singular vector u of W. In fine-tuning by low-rank adapters new strong directions appear that no
-direction of the weight before is close to, the intruder dimensions; they come with forgetting.
+A direction is a left singular vector u of W. Fine-tuning by low-rank adapters creates strong directions that are not
+close to any direction of the original weight. These intruder dimensions go along with forgetting.
 
 Reference: R. Shuttleworth, J. Andreas, A. Torralba, P. Sharma, "LoRA vs full fine-tuning: an illusion of equivalence"
 (2024) (https://arxiv.org/abs/2410.21228). `peft.tuners.lora.intruders` counts them with the same defaults.
@@ -15,15 +15,15 @@ from esdmon.spectrum.arrays import Floats
 from esdmon.spectrum.spectrum import Spectrum
 
 COUNT = 10
-"""Strongest directions that are compared, as peft's `top_k`."""
+"""Number of strongest directions that are compared, as peft's `top_k`."""
 _INTRUDER = 0.5  # cosine below which a direction is new, as peft's `threshold_epsilon`
 
 
 def intruders(spectrum: Spectrum) -> float:
-    """Return how many of the 10 strongest directions have |cos| < 0.5 with each one of W₀: 0 to 10 (times slices).
+    """Return how many of the 10 strongest directions have |cos| < 0.5 with all those of W₀: 0 to 10 (times slices).
 
-    Of a weight that is read against a reference, and of `*/merged` of an adapter. Source: R. Shuttleworth and others,
-    "LoRA vs full fine-tuning: an illusion of equivalence" (2024) (https://arxiv.org/abs/2410.21228).
+    Defined for a weight that is read against a reference, and for `*/merged` of an adapter. Source: R. Shuttleworth and
+    others, "LoRA vs full fine-tuning: an illusion of equivalence" (2024) (https://arxiv.org/abs/2410.21228).
     """
     if spectrum.cosines is None or spectrum.directions is None:
         return math.nan
@@ -32,9 +32,9 @@ def intruders(spectrum: Spectrum) -> float:
 
 
 def reference_overlap(spectrum: Spectrum) -> float:
-    """Return Σ cos²/k of the k = 10 strongest directions of W with those of W₀: the share of one space in the other.
+    """Return Σ cos²/k of the k = 10 strongest directions of W with those of W₀: the overlap of two subspaces, 0 to 1.
 
-    1: the same subspace; k/rows, its null: two that have nothing in common. Slices are averaged. Source: ours.
+    It is 1 for the same subspace; its null is k/rows, the mean for random subspaces. Slices are averaged. Source: ours.
     """
     if spectrum.cosines is None or spectrum.directions is None:
         return math.nan
@@ -44,9 +44,9 @@ def reference_overlap(spectrum: Spectrum) -> float:
 def subspace_overlap(spectrum: Spectrum) -> float:
     """Return Σ cos²/k of the k = 10 strongest directions with those of the last reading in this process: 0 to 1.
 
-    1: the same subspace; k/rows, its null: two that have nothing in common. NaN at a first reading, also of a resumed
-    run. Of a weight that is read against a reference these are the directions of W, not of the difference. Slices are
-    averaged. Source: ours.
+    It is 1 for the same subspace; its null is k/rows, the mean for random subspaces. NaN at a first reading, also at
+    the first of a resumed run. If the weight is read against a reference, the directions are those of W, not of the
+    difference. Slices are averaged. Source: ours.
     """
     now, before = spectrum.directions, spectrum.last_directions
     if now is None or before is None or now.shape != before.shape:
@@ -72,5 +72,5 @@ def _share(cosines: Floats, directions: Floats) -> float:
 
 
 def _known(directions: Floats) -> float:
-    """Return the number of directions in a slice, the mean over slices."""
+    """Return the number of directions in a slice, averaged over slices."""
     return float(directions.any(axis=2).sum() / len(directions))

@@ -1,7 +1,7 @@
 """Compute effective rank, condition number, nuclear norm, gap and SNR from singular values.
 
 Legend: σᵢ = √(N·λᵢ) are the singular values of W, descending; s² is the mean square of its elements; E is the mean
-under the Marchenko-Pastur law of variance 1. Of a convolution the singular values of all slices are pooled.
+under the Marchenko-Pastur law of variance 1. The singular values of all slices of a convolution are pooled.
 """
 
 from functools import lru_cache
@@ -13,15 +13,16 @@ from esdmon.spectrum.marchenko1967 import mp_mean
 from esdmon.spectrum.spectrum import Spectrum
 
 SINGLE_NOISE = 1e-5
-"""λ/λmax below which the smallest eigenvalue is not known from a float32 WᵀW, which leaves up to 5e-7: above, σmin is
-right to 3 %. Our choice."""
+"""λ/λmax below which the smallest eigenvalue of a float32 WᵀW is not known, since its error is up to 5e-7. Above this
+value σmin is accurate to 3 %. Our choice.
+"""
 
 
 def effective_rank(spectrum: Spectrum) -> float:
     """Return exp(−Σ p ln p), p = σ/Σσ: from 1 (rank one) to M (all equal).
 
-    Source: O. Roy, M. Vetterli, "The effective rank: a measure of effective dimensionality", EUSIPCO 2007. Others take
-    p = λ/Σλ; that is M^`matrix_entropy`.
+    Source: O. Roy, M. Vetterli, "The effective rank: a measure of effective dimensionality", EUSIPCO 2007. Other
+    authors use p = λ/Σλ; this gives M^`matrix_entropy`.
 
     >>> round(effective_rank(Spectrum.from_eigenvalues([1.0, 1.0, 0.0], shape=(3, 3))), 9)
     2.0
@@ -51,9 +52,9 @@ def nuclear_norm_null(spectrum: Spectrum) -> float:
 
 
 def sigma_min(spectrum: Spectrum) -> float:
-    """Return the smallest σ of any slice; 0 if the rank is not full, NaN where float32 does not resolve it.
+    """Return the smallest σ of all slices; 0 if the rank is not full, NaN if float32 does not resolve it.
 
-    `precision="exact"` computes in float64, so that it is known down to the zero tolerance of the weight's dtype.
+    With `precision="exact"` it is computed in float64, and known down to the zero tolerance of the weight's dtype.
     """
     relative = float(spectrum.eigenvalues[0]) / spectrum.lambda_max if spectrum.lambda_max > 0 else 0.0
     if spectrum.precision == "float32" and relative < SINGLE_NOISE:
@@ -62,7 +63,7 @@ def sigma_min(spectrum: Spectrum) -> float:
 
 
 def sigma_min_null(spectrum: Spectrum) -> float:
-    """Return s·(√N − √(M − 1)), of one slice: right to a tenth for N = M and N >= 1.5 M, and to a third between.
+    """Return s·(√N − √(M − 1)) for one slice: accurate to a tenth for N = M and N >= 1.5 M, and to a third between.
 
     Source: M. Rudelson, R. Vershynin, Comm. Pure Appl. Math. 62 (2009) 1707 (https://arxiv.org/abs/0802.3956); A.
     Edelman, SIAM J. Matrix Anal. Appl. 9 (1988) 543 gives the median 0.545·s/√N for N = M.
@@ -71,33 +72,34 @@ def sigma_min_null(spectrum: Spectrum) -> float:
 
 
 def condition_number(spectrum: Spectrum) -> float:
-    """Return σmax/σmin, at least 1; NaN where σmin is 0 or not known, as `sigma_min` says."""
+    """Return σmax/σmin, at least 1; NaN if σmin is 0 or not known, see `sigma_min`."""
     smallest = sigma_min(spectrum)
     return float((spectrum.n * spectrum.lambda_max) ** 0.5) / smallest if smallest > 0 else float("nan")
 
 
 def condition_number_null(spectrum: Spectrum) -> float:
-    """Return (√N + √M)/(√N − √(M − 1)), of one slice. Source: as `sigma_min_null`."""
+    """Return (√N + √M)/(√N − √(M − 1)) for one slice. Source: see `sigma_min_null`."""
     n, m = spectrum.shape
     return float((n**0.5 + m**0.5) / (n**0.5 - (m - 1) ** 0.5))
 
 
 def spectral_gap(spectrum: Spectrum) -> float:
-    """Return σ₁/σ₂, at least 1, of the two largest of all slices; NaN where σ₂ cannot be distinguished from 0."""
+    """Return σ₁/σ₂ >= 1 of the two largest singular values of all slices; NaN if σ₂ cannot be distinguished from 0."""
     lam = spectrum.nonzero
     return float((lam[-1] / lam[-2]) ** 0.5) if lam.size > 1 else float("nan")
 
 
 def snr(spectrum: Spectrum) -> float:
-    """Return Σλ of the spikes over Σλ of the others: the energy above the edge of noise over that below.
+    """Return Σλ of the spikes over Σλ of the other eigenvalues: a ratio of energies above and below the edge of noise.
 
-    0 for noise; NaN where no bulk of noise was found. Source: E. Hartford and others, "Spectrum: targeted training on
-    signal to noise ratio" (2024) (https://arxiv.org/abs/2406.06623), which sums σ in the place of λ and divides by σ₁.
+    It is 0 for noise, and NaN if no bulk of noise was found. Source: E. Hartford and others, "Spectrum: targeted
+    training on signal to noise ratio" (2024) (https://arxiv.org/abs/2406.06623), which sums σ instead of λ, and divides
+    by σ₁.
     """
     bulk = spectrum.noise_bulk
     if bulk is None:
         return float("nan")
-    # Each slice has an edge of its own, so its spikes are counted and not cut at the edge of another.
+    # Each slice has its own edge, so spikes are counted slice by slice, not by one common edge.
     above = sum(float(lam[lam.size - k :].sum()) for lam, k in zip(spectrum.by_slice, bulk.spikes, strict=True))
     below = spectrum.total - above
     return above / below if below > 0 else float("nan")

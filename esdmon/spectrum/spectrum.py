@@ -25,8 +25,8 @@ OF_ATTENTION = ("qk", "ov")
 """Views that are products of projections of attention; the law of noise holds for one matrix, not for a product."""
 PRODUCTS = ("lora-delta", *OF_ATTENTION)
 """Views that are products of two weights. They have singular values, but neither elements nor nulls."""
-_GAP = 1e-3  # of two neighbouring eigenvalues; our choice
-_GRAM_NOISE = 4 * np.finfo(np.float64).eps  # of λ/λmax, times M: what a float64 Gram matrix leaves of a zero
+_GAP = 1e-3  # ratio of two neighbouring eigenvalues; our choice
+_GRAM_NOISE = 4 * np.finfo(np.float64).eps  # times M: error of λ/λmax of a zero in a float64 Gram matrix
 
 
 # Not slots=True: `cached_property` keeps its values in the instance's dictionary.
@@ -234,7 +234,7 @@ class Spectrum:
 
     @property
     def is_of_norms(self) -> bool:
-        """Return whether M = 1, as for the slices of a depthwise convolution.
+        """Return whether M = 1, so that each eigenvalue is a squared norm, as in a depthwise convolution.
 
         Each λ is then the mean square of a column. Such slices have norms, but neither a tail nor an edge of noise.
         """
@@ -333,7 +333,7 @@ class Spectrum:
 
 @lru_cache(maxsize=256)
 def _noise_of(laws: tuple[NoiseLaw, ...], shape: tuple[int, int], variances: tuple[float, ...], dtype: str) -> Spectrum:
-    """Return `Spectrum.scaled_noise`; laws that are used again find the fits of their noise."""
+    """Return `Spectrum.scaled_noise`, cached by the laws, so that the fits of reused laws are computed once."""
     probabilities = (np.arange(shape[1]) + 0.5) / shape[1]
     quantiles = np.stack([law.quantile(probabilities) for law in laws]) * np.array(variances)[:, None]
     return Spectrum.from_eigenvalues(quantiles / quantiles.mean(), shape=shape, dtype=dtype)

@@ -1,7 +1,7 @@
 """Compare a power law with other tails by likelihood ratios.
 
 Legend: x are the n values of the tail in units of xmin, x >= 1; d = ln p_powerlaw(x) − ln p_other(x). Each function
-takes the eigenvalues, 1-D and in any order, and their fit; those below its xmin are left out.
+takes the eigenvalues, 1-D and in any order, and their fit; eigenvalues below xmin are left out.
 
 Reference: Q. H. Vuong, "Likelihood ratio tests for model selection and non-nested hypotheses", Econometrica 57 (1989)
 307; applied to tails by Clauset, Shalizi, Newman (2009), §5 and appendix C.
@@ -66,7 +66,7 @@ def power_law_against_lognormal(eigenvalues: Floats, fit: PowerLawFit) -> Compar
 
 @explain_wrong_calls
 def power_law_against_truncated(eigenvalues: Floats, fit: PowerLawFit) -> Comparison:
-    """Compare with x^(−α)·exp(−z·x), α and z > 0 fitted; the power law is its case z = 0, so R <= 0."""
+    """Compare with x^(−α)·exp(−z·x), α and z > 0 fitted; the power law is the special case z = 0, so R <= 0."""
     x = _tail(eigenvalues, fit)
     if x is None:
         return _NONE

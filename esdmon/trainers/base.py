@@ -57,7 +57,7 @@ class MonitorCallback:
         self._reset()
 
     def _reset(self) -> None:
-        """Reset what belongs to a run. Subclasses extend it."""
+        """Reset the attributes that belong to a run. Subclasses extend it."""
         self.monitor = None
 
     @property
@@ -73,7 +73,7 @@ class MonitorCallback:
             model: the model that trains.
             optimizers: the optimizers of the Trainer, one or several, of any kind.
             steps: the Trainer's steps so far.
-            writes: the loggers and folders of the Trainer; None: write nothing.
+            writes: the loggers and folders of the Trainer; None to write nothing.
             extra: a function that returns whether the Trainer needs a reading at a step, besides those of `every`.
 
         Raises:

@@ -1,4 +1,4 @@
-"""The numbers of a report's summary as metrics of a Trainer, which other callbacks and schedulers can monitor."""
+"""Convert the summary of a report to metrics of a Trainer, which other callbacks and schedulers can monitor."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _log = logging.getLogger("esdmon")
 
 @final
 class SummaryMetrics:
-    """The metrics of a run: all of them exist from its start, so that a callback that monitors one finds it.
+    """The metrics of a run. All of them exist from its start, so that callbacks can monitor them.
 
     Args:
-        rules: names of the alert rules that are checked, each with a metric `alert_<rule>`.
-        measures: the measures that are computed.
+        rules: names of the checked alert rules; each has a metric `alert_<rule>`.
+        measures: names of the computed measures.
     """
 
     def __init__(self, rules: Iterable[str], measures: Iterable[Measure]) -> None:
@@ -38,12 +38,12 @@ class SummaryMetrics:
     def of(self, report: Report | None, before: Mapping[str, float]) -> dict[str, float]:
         """Return all metrics by name.
 
-        Alpha is the median over the layers where it is meaningful; without such a layer, the median over all layers,
-        which is that of noise.
+        Alpha is the median over the layers with a meaningful alpha. Without such a layer it is the median over all
+        layers, which describes noise.
 
         Args:
             report: the latest report; None before the first.
-            before: the metrics so far. They keep their values where the report has none; a metric without a value is
+            before: the previous metrics. A metric without a value in the report keeps its previous value, else it is
                 NaN.
         """
         empty = Report(step=0, layers=(), coverage=Coverage(0, 0))
@@ -76,14 +76,14 @@ class SummaryMetrics:
 
 
 def saved_metrics(saved: object) -> dict[str, float]:
-    """Return the metrics in a checkpoint, without anything that is not a number by name: it may be damaged."""
+    """Return the metrics in a checkpoint, which may be damaged: entries that are not a number by name are dropped."""
     if not isinstance(saved, Mapping):
         return {}
     return {name: float(value) for name, value in saved.items() if isinstance(name, str) and isinstance(value, float)}
 
 
 def _alpha_of_all(report: Report) -> dict[str, float]:
-    """Return the median alpha of the layers that the summary takes, whether it is meaningful or not."""
+    """Return the median alpha of the layers in the summary, meaningful or not."""
     ok = [layer for layer in report if layer.status == "ok" and layer.is_followed]
     values = [layer.measures.get("alpha", math.nan) for layer in ok]
     finite = [value for value in values if math.isfinite(value)]

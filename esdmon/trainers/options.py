@@ -30,7 +30,7 @@ class CallbackOptions:
 
     def __init__(self, *, every: int | Schedule, sinks: Sinks, options: Mapping[str, Any]) -> None:
         self.checked = WatchOptions.from_keywords({**options, "every": every, "sinks": sinks})
-        # As checked: a generator gives its items once.
+        # As checked: a generator yields its items only once.
         self.given = {name: _plain(getattr(self.checked, name)) for name in ("every", *options)}
         """The options that were passed, by name."""
         self.sinks = tuple(listed(sinks))
@@ -41,7 +41,7 @@ class CallbackOptions:
         return {name: value for name, value in self.given.items() if name == "every" or not is_default(name, value)}
 
     def __deepcopy__(self, _memo: object) -> Self:
-        """Return the options themselves: sinks and functions of the user's are not copied with a callback."""
+        """Return the options themselves: the user's sinks and functions are not copied with a callback."""
         return self
 
     def json_arguments(self) -> tuple[dict[str, Any], list[str]]:
@@ -55,7 +55,7 @@ class CallbackOptions:
         return held, sorted(arguments.keys() - held.keys() | ({"sinks"} if has_address else set()))
 
     def updated(self, other: CallbackOptions, *, keep: Collection[str]) -> CallbackOptions:
-        """Return these options with those that others were given in their place.
+        """Return these options, overridden by other ones.
 
         Args:
             other: the options that take precedence.
@@ -67,7 +67,7 @@ class CallbackOptions:
 
 
 def _plain(value: Any) -> Any:
-    """Return an option as JSON can hold it: a number of numpy as Python's, a path as text."""
+    """Return an option in a form for JSON: a number of numpy as Python's, a path as text."""
     if isinstance(value, np.generic):
         return value.item()
     return os.fspath(value) if isinstance(value, os.PathLike) else value

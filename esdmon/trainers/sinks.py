@@ -1,4 +1,4 @@
-"""Open the sinks of a callback: those that were given, and the host's own loggers for "auto"."""
+"""Open the sinks of a callback: the ones in its arguments, and the host's own loggers for "auto"."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _log = logging.getLogger("esdmon")
 
 Made = TypeVar("Made")
 LoggerSinks = Iterable[tuple[str, Callable[[], str | Sink]]]
-"""Sinks for loggers of a host: the name of each in messages, and a function that returns it."""
+"""Sinks for loggers of a host, as pairs: the name in messages, and a function that returns the sink."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class HostSinks:
-    """Where a host writes, for `sinks="auto"`. A function that raises is skipped, and logged."""
+    """The loggers and the folder of a host, for `sinks="auto"`. A function that raises is skipped and logged."""
 
     loggers: Callable[[], LoggerSinks]
     """Returns a sink for each logger of the host."""
@@ -68,12 +68,12 @@ def _loggers(host: HostSinks) -> LoggerSinks:
 
 
 def own_jsonl(root: str | os.PathLike[str], *, resumed: str | None) -> str:
-    """Return the sink `jsonl:ROOT/esdmon-1/esdmon.jsonl`, with the next number that is free.
+    """Return the sink `jsonl:ROOT/esdmon-1/esdmon.jsonl`, with the next free number.
 
     Args:
         root: the host's folder, which several runs may share.
-        resumed: the id of a run that is resumed: a file that ends with its lines is taken instead, to append to it.
-            "" for an id that is unknown takes the file of the highest number.
+        resumed: the id of a resumed run: if a file ends with its lines, they are appended to that file. "" for an
+            unknown id uses the file with the highest number.
     """
     files = (Path(root) / f"esdmon-{n}" / "esdmon.jsonl" for n in itertools.count(1))
     old = list(itertools.takewhile(Path.exists, files))

@@ -34,7 +34,7 @@ class Watched:
     failures: Mapping[str, str] = field(default_factory=dict)
     """Modules that could not be searched for weights, and the error."""
     problems: Mapping[str, InputError] = field(default_factory=dict)
-    """Why nothing is read, or not what was selected, where the model may be a part of one."""
+    """Reasons why nothing, or not the selection, is read, if the model may be a part of a larger one."""
 
 
 def discover(
@@ -56,10 +56,10 @@ def discover(
         kept: W₀ from earlier calls for the same model, which is used again; new ones are added.
         extractor: finds the matrices of a module.
         materializer: finds what unpacks a parameter that is not an ordinary tensor.
-        views: returns further matrices, made of those that were found, which are read where `selection` names them.
+        views: returns further matrices, derived from the found ones, which are read if `selection` names them.
 
     Raises:
-        InputError: where a pattern matches no matrix, there is none, or the model is neither a module nor a mapping.
+        InputError: if a pattern matches no matrix, there is no matrix, or the model is neither a module nor a mapping.
     """
     selection = selection or Selection()
     found = _find(model, extractor, materializer)

@@ -17,6 +17,6 @@ class Found:
     heads: set[int] = field(default_factory=set)
     """Ids of the parameters that the model itself names as its output."""
     left_out: dict[int, str] = field(default_factory=dict)
-    """By id of a parameter: why it is not a matrix, or the error in the search of its module."""
+    """Reason why a parameter is not a matrix, or the error in the search of its module, by id of the parameter."""
     failures: dict[str, str] = field(default_factory=dict)
-    """By name of a module: the error in the search of it."""
+    """The error in the search of a module, by name of the module."""

@@ -53,27 +53,27 @@ class Matrix:
     to_stack: stacks.ToStack
     """Converts the weight to (slices, rows, columns); a view where possible."""
     made_of: Callable[[], tuple[Tensor, ...]] | None = None
-    """Returns the parameters that the weight is computed from; None where the weight is a parameter itself."""
+    """Returns the parameters that the weight is computed from; None if the weight is a parameter itself."""
     outline: Callable[[], Tensor] | None = None
     """Returns a tensor of the weight's shape, which may be on the meta device; None where `read` costs nothing."""
     on_request: str = ""
-    """Why the weight is read only where `layers=` names it; empty for a weight that is read by default."""
+    """Reason why the weight is read only if `layers=` names it; empty for a weight that is read by default."""
     detail: bool = False
     """True for a part of a weight that is read as a whole as well, such as one head; only patterns with a `/part` match
     it."""
     view: str = "weight"
-    """What is read: weight, base, lora-delta, merged, difference, update, momentum, qk or ov."""
+    """The kind of matrix: weight, base, lora-delta, merged, difference, update, momentum, qk or ov."""
     aliases: tuple[str, ...] = ()
     """The other names of a tied weight."""
     unreadable: str = ""
-    """Why the weight cannot be read, where that is known beforehand, such as for a shard; `read` raises it then."""
+    """Reason why the weight cannot be read, if it is known beforehand, such as for a shard; `read` raises it."""
     probe: Callable[[int], Tensor] | None = None
     """Returns at most that many numbers that change when the weight does, without computing all of it: (count,), or one
     row for each of several factors. None: elements of the weight are sampled."""
     core: Callable[[Tensor], Tensor] | None = None
-    """Computes the stack whose spectrum is read from what `to_stack` returns; in the thread that reads, of a copy."""
+    """Computes the stack whose spectrum is read, from the result of `to_stack` for a copy, in the thread that reads."""
     reference: Callable[[], Tensor] | None = None
-    """Returns the weight that this one has come from, of the same shape: W₀ of a difference, the base of a sum."""
+    """Returns the original weight, of the same shape: W₀ of a difference, the base of a sum."""
     shards: tuple[tuple[Tensor, Shard], ...] = ()
     """For a weight that is sharded over ranks: its shards, each with its stand-in, a tensor of the whole shape on the
     meta device; see `esdmon.weights.outline`."""
@@ -113,7 +113,7 @@ class Matrix:
         It is computed once for each shape that the weight has had: the same object means the same shape.
 
         Raises:
-            UnreadableError: where the shape of the weight does not fit its layer.
+            UnreadableError: if the shape of the weight does not fit its layer.
         """
         return self.size_for((self.outline or self.read)())
 

@@ -13,7 +13,8 @@ from esdmon.weights.layers.quantized import unpacker
 _KEYS = ("exp_avg", "momentum_buffer")
 """Keys of the running mean of the gradients in an optimizer's state: of Adam and its kind; of SGD and Muon."""
 _OF_MEANS = ("momentum", "lars", "lion")
-"""Names that bitsandbytes gives its optimizers whose only state is such a mean; that of others is of squares."""
+"""Names of optimizers of bitsandbytes whose only state is such a mean; the only state of others is a mean of
+squares."""
 _BLOCK = 256  # elements for which bitsandbytes keeps one scale
 
 

@@ -56,7 +56,7 @@ def named_modules(model: nn.Module, *, every_name: bool = False) -> Iterator[tup
 
 
 def _walk(name: str, module: nn.Module, seen: set[int] | None, keras: str | None) -> Iterator[tuple[str, nn.Module]]:
-    """Iterate as `named_modules`, of a model of Keras with the name of the outermost layer that this one is in."""
+    """Iterate as `named_modules` does; for a model of Keras, track the name of the outermost layer around this one."""
     module = unwrap(module)
     if seen is not None:
         if id(module) in seen:

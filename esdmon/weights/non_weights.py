@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 SCALES = "scales, as of a norm"
-"""Why a weight with a number for each of its inputs is left out, whatever its sides."""
+"""Reason for omitting a weight with one number for each of its inputs, of any shape."""
 NESTED = "nested tensors, whose parts differ in size"
-"""Why a nested tensor is left out. Reading its shape, as most other calls, may raise."""
+"""Reason for omitting a nested tensor. Reading its shape may raise, as most other calls."""
 MATRIX_DIMENSIONS = range(2, 6)
 """Dimensions of weights that may be matrices, experts or convolutions."""
 _WORDS = {
@@ -69,7 +69,7 @@ _GLORA = {"a1", "a2", "b1", "b2"}
 _CONSTANTS = {"fb", "mel_basis", "mel_fb", "mel_filters", "forward_basis", "inverse_basis"}
 """Filters of mel scales and Fourier transforms, which modules of audio keep in buffers."""
 _CODEBOOKS = {"centroids", "res_centroids", "outlier_centroids"}
-"""Of VPTQ, beside the `indices` of a layer."""
+"""Names in VPTQ, beside the `indices` of a layer."""
 _NORM = re.compile(r"(^|_|layer)(norm|ln|gn|bn)\d*$", re.IGNORECASE)
 """Names of norms, whose scales have two or more sides where they normalise over positions as well."""
 _WITHOUT_DOTS = re.compile(r"model_ema\.[^.]+")
@@ -77,17 +77,17 @@ _WITHOUT_DOTS = re.compile(r"model_ema\.[^.]+")
 _PACKED = ("weight", "qweight", "weight_packed", "W_q", "_data", "_data._data", "B", "compressed")
 _INTEGERS = (torch.bool, torch.int64, torch.int32, torch.int16, torch.uint64, torch.uint32, torch.uint16)
 FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)
-"""Numbers of 8 bits that stand for themselves where no scale is beside them."""
+"""Types of 8 bits whose numbers are used directly if there is no scale beside them."""
 
 
 def why_not_a_weight(  # noqa: PLR0911 -- one for each reason
     name: str, tensor: Tensor, beside: Container[str] = ()
 ) -> str:
-    """Return why a tensor is not a weight matrix; empty for one that may be.
+    """Return the reason why a tensor is not a weight matrix; empty if it may be one.
 
     Args:
-        name: of the parameter, with its path.
-        tensor: it, or its outline.
+        name: name of the parameter, with its path.
+        tensor: the parameter, or its outline.
         beside: all names of the state dict.
     """
     if tensor.is_nested:

@@ -19,7 +19,7 @@ HEAD = "output heads are read on request: name them in layers="
 ROUTER = "routers are read on request: name them in layers="
 _HEAD_NAMES = {"lm_head", "embed_out"}
 _TRAINED_COPY = re.compile(r"\.(original_module|modules_to_save\.[^.]+)$")
-"""What peft puts behind the name of a layer that it trains a copy of, `modules_to_save`."""
+"""Suffix in peft of the name of a layer of which a copy is trained (`modules_to_save`)."""
 _EXPERT_NAME = re.compile(r"(expert_?)?\d+")
 _EMBEDDING_NAME = re.compile(
     r"(^|_)emb(ed\w*|d)?(_|$)|^(wte|wpe|shared)$|(^|_)(tokens?|codebooks?|quer(y|ies)_feat(ure)?s?)$"
@@ -27,7 +27,7 @@ _EMBEDDING_NAME = re.compile(
     re.IGNORECASE,
 )
 _LINEAR_NAME = re.compile(r"(^|_)(patch\w*|proj\w*|linear|dense|fc|mlp|mapper|mapping)(_|$)")
-"""Of a linear layer into or out of embeddings, or of patches."""
+"""Names of linear layers into or out of embeddings, and of patches."""
 _OF_SYMBOLS = {
     "word",
     "token",
@@ -42,9 +42,9 @@ _OF_SYMBOLS = {
     "queries",
     "position",
 }
-"""What an embedder has a row for each of; others, such as `x_embedder`, are linear layers."""
+"""Inputs of an embedder with one row for each; others, such as `x_embedder`, are linear layers."""
 _EMBEDDING_PARENT = re.compile(r"\w*emb(edding)?s?_(dict|bags?|tables?|collection|l)")
-"""Of a container of embeddings that are named by their features, as recommenders have them."""
+"""Names of containers of embeddings that are named by their features, as in recommenders."""
 
 
 def mark_optional(found: Sequence[Matrix], heads: Collection[int]) -> list[Matrix]:

@@ -35,7 +35,7 @@ class ReferenceWeight:
         """Return up to `size` elements of W₀ at the places where `matrix` is sampled, on the device of `like`.
 
         Raises:
-            UnreadableError: where the matrix has another shape.
+            UnreadableError: if the matrix has another shape.
         """
         shape = (matrix.outline or matrix.read)().shape
         if self._shape is None or (self._shape == shape and (self._sample is None or size > self._size)):
@@ -63,7 +63,7 @@ def differences(
         kept: W₀ from earlier calls by name, which is used again; new ones are added.
 
     Raises:
-        InputError: where model and reference have no matrix in common.
+        InputError: if model and reference have no matrix in common.
     """
     before = {matrix.name: matrix for matrix in reference}
     common = tuple(matrix for matrix in chosen if matrix.name in before)
@@ -130,7 +130,7 @@ def subtract(now: Tensor, before: Tensor, *, same: str = EQUAL, other: str = "in
         other: where `before` is from, for the reason where their shapes differ, or it is not finite.
 
     Raises:
-        UnreadableError: where they are equal, of different shapes, or `before` is not finite.
+        UnreadableError: if they are equal, of different shapes, or `before` is not finite.
     """
     _check_shapes(now.shape, before.shape, other)
     dtype = torch.promote_types(torch.promote_types(now.dtype, before.dtype), torch.float32)

@@ -25,20 +25,20 @@ class Selection:
     layers: Sequence[str] | None = None
     """fnmatch patterns on the names of matrices; None selects all that are read by default."""
     exclude: Sequence[str] = ()
-    """fnmatch patterns of matrices to leave out; they win over `layers`."""
+    """fnmatch patterns of matrices to leave out; they have precedence over `layers`."""
     min_eigenvalues: int = MIN_EIGENVALUES
     """Matrices with fewer eigenvalues, over all their slices, are left out."""
     max_eigenvalues: int | None = None
     """Matrices with more eigenvalues are left out; None for no limit."""
     may_be_empty: bool = False
-    """Whether the model may be a part of one, as a stage of a pipeline, in which there may be nothing to read."""
+    """True if the model may be a part of a larger one, such as a pipeline stage, which may have nothing to read."""
 
 
 def select(found: Sequence[Matrix], selection: Selection) -> dict[str, str]:
     """Return for each matrix the reason why it is left out; empty for a selected matrix.
 
     Raises:
-        InputError: where a size is not a positive integer, or patterns are not a list of names.
+        InputError: if a size is not a positive integer, or patterns are not a list of names.
     """
     layers = None if selection.layers is None else _patterns("layers", selection.layers)
     exclude = _patterns("exclude", selection.exclude)

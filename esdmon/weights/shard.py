@@ -21,9 +21,9 @@ class Shard:
     shape: torch.Size
     """Shape of the whole weight, as far as known."""
     dtype: torch.dtype
-    """Of the part that is read."""
+    """Description of the part that is read."""
     fragment: Fragment | None = None
-    """The part of this rank; None where it holds none."""
+    """The part of this rank; None if it holds none."""
     read: Callable[[], Tensor] | None = None
     """Returns the elements of the fragment, on the weight's device; None for a weight that cannot be read."""
     group: int = 0
@@ -31,7 +31,7 @@ class Shard:
     grid: torch.Size | None = None
     """Shape of as many elements in which the fragment is a box; None: that of the weight."""
     reason: str = ""
-    """Why it cannot be read; empty where it can be put together."""
+    """Reason why the weight cannot be read; empty if it can be assembled."""
 
     @property
     def box_shape(self) -> torch.Size:

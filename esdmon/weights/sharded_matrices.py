@@ -74,10 +74,10 @@ def _region(matrix: Matrix, stand_in: Tensor) -> Region | None:
 
 
 def _read(pairs: tuple[tuple[Tensor, Shard], ...], read: Callable[[], Tensor]) -> Tensor:
-    """Return the weight where its parameters are filled in, or all of them are on this rank.
+    """Return the weight if its parameters are filled in, or all of them are on this rank.
 
     Raises:
-        UnreadableError: elsewhere.
+        UnreadableError: otherwise.
     """
     if are_filled(tuple(stand_in for stand_in, _ in pairs)):
         return read()
@@ -91,7 +91,7 @@ def _sample_local(pairs: tuple[tuple[Tensor, Shard], ...], size: int) -> Tensor:
     """Return up to `size` elements of this rank's part of the parameters behind a weight.
 
     Raises:
-        UnreadableError: where it holds none.
+        UnreadableError: if it holds none.
     """
     parts = [local for _, shard in pairs if (local := shard.local()).numel()]
     if not parts:

@@ -28,7 +28,7 @@ Shards = dict[int, dict[str, Shard]]
 _Owners = Sequence[tuple[nn.Module, str]]
 """Module and attribute of each layer that uses a weight."""
 _Sharded = tuple[_Owners, Any, Callable[[], Shard | None]]
-"""Who uses a weight, the tensor that the optimizer holds, and what describes the shard."""
+"""The users of a weight, the tensor that the optimizer holds, and the function that describes the shard."""
 
 
 def find_shards(model: nn.Module) -> Shards:

@@ -15,7 +15,7 @@ _Runs = list[tuple[int, int]]
 class Split:
     """One way in which a weight is split: each of some equal blocks along a side is cut into a part for each rank.
 
-    So a rank holds a part of the gate and one of the up-projection, where both are in one weight.
+    So a rank holds a part of the gate and a part of the up-projection, if both are in one weight.
     """
 
     side: int

@@ -28,7 +28,7 @@ def convolution(weight: Tensor, *, groups: int = 1, dimensions: int | None = Non
     the slices are pooled, as Martin & Mahoney do.
 
     Raises:
-        ValueError: where `dimensions` is given and the weight has another number of them.
+        ValueError: if `dimensions` is given and the weight has another number of them.
     """
     _check_dimensions(weight, dimensions)
     rows, columns = weight.shape[0] // groups, weight.shape[1]
@@ -63,7 +63,7 @@ def flattened(weight: Tensor, *, groups: int = 1, dimensions: int | None = None)
     """Return (A, B, *kernel) of g groups as one slice A/g × (B · positions) for each group: the map of a whole patch.
 
     Raises:
-        ValueError: where `dimensions` is given and the weight has another number of them.
+        ValueError: if `dimensions` is given and the weight has another number of them.
     """
     _check_dimensions(weight, dimensions)
     return weight.reshape(groups, weight.shape[0] // groups, -1)
@@ -130,7 +130,7 @@ def half_of_experts(
         weight: holds both along `dim`.
         half: 0 for the gate, 1 for the up-projection.
         dim: 1 or 2.
-        interleaved: True where their rows or columns alternate; False where one half follows the other.
+        interleaved: True if their rows or columns alternate; False if one half follows the other.
         of: converts the weight to a stack of these.
     """
     both = of(weight)

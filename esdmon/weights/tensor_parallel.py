@@ -62,7 +62,7 @@ def _is_of_megatron(parameter: Any, module: nn.Module | None) -> bool:
 
 
 def _of_megatron(parameter: Any, module: nn.Module | None, *, is_gated: bool) -> Shard | None:
-    """Return the part of Megatron's tensor parallel; None where one rank holds all of the weight, which is marked too.
+    """Return the part of Megatron's tensor parallel; None if one rank holds all of the weight, which is marked too.
 
     A rank holds an equal part of one side, or of each of the `partition_stride` blocks that lie along it. A gate and
     an up-projection in one weight are two blocks, which versions before 0.16 do not say.

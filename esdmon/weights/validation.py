@@ -8,12 +8,12 @@ from esdmon.weights.non_weights import NESTED
 from esdmon.weights.shard import SHARDED
 
 MIN_EIGENVALUES = 10
-"""The smallest spectrum that is read: fewer eigenvalues say nothing about a distribution. Our choice."""
+"""The smallest number of eigenvalues that is read: fewer do not show a distribution. Our choice."""
 _REMEDY = "a plugin's esdmon_materialize can convert it"
 
 
 def min_eigenvalues(view: str) -> int:
-    """Return the smallest spectrum that is read of a view: an adapter of any rank has norms and a stable rank."""
+    """Return the smallest number of eigenvalues that is read; 1 for an adapter, which has norms at any rank."""
     return 1 if view == "lora-delta" else MIN_EIGENVALUES
 
 

@@ -31,7 +31,7 @@ _MOMENTUM = "the optimizer's momentum is read on request: '*/momentum' in layers
 class TrainingViews:
     """Make the views of a model's weights, and keep the copies that they need.
 
-    Of each weight whose update is read there are two copies in main memory: as it was at the last two readings.
+    For each weight whose update is read, main memory holds two copies, from its last two readings.
 
     Args:
         optimizers: those of the model, whose states hold the momenta; without any, updates only are offered.

@@ -31,7 +31,7 @@ _log = logging.getLogger("esdmon")
 
 
 def _callback() -> Any:
-    """Return `Callback` of the package that is imported already, or of either: each Trainer accepts the other's."""
+    """Return `Callback` of the package that is already imported, else of either one: both Trainers accept both."""
     packages = ("lightning.pytorch", "pytorch_lightning")
     for name in sorted(packages, key=lambda name: name not in sys.modules):
         try:
@@ -43,7 +43,7 @@ def _callback() -> Any:
 
 @dataclass(frozen=True)
 class _FinishedFit:
-    """The state at the end of a fit: the same Trainer continues from it if it fits the same model again."""
+    """The state at the end of a fit, from which the same Trainer continues if it fits the same model again."""
 
     trainer: weakref.ref[Any]
     model: weakref.ref[Any]
@@ -118,21 +118,21 @@ class SpectralMonitor(MonitorCallback, _callback()):  # type: ignore[misc]  # on
     """The state of a checkpoint that the next fit continues from."""
     _finished: _FinishedFit | None
     _run: tuple[weakref.ref[Any], weakref.ref[Any]] | None
-    """The Trainer and the model of the fit that is under way."""
+    """The Trainer and the model of the current fit."""
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Refuse a second one on the same Trainer; forget the state of other runs."""
+        """Raise for a second callback on the same Trainer; discard the state of other runs."""
         if sum(isinstance(callback, SpectralMonitor) for callback in trainer.callbacks) > 1:
             refuse_second()
         if stage == "fit":
-            # A checkpoint is loaded after this, so that what is here already came from elsewhere.
+            # A checkpoint is loaded after this, so a state that is already here belongs to another run.
             self._loaded = {}
             self._close()
             if self._finished is not None and not self._finished.is_of(trainer, pl_module):
                 self._finished = None
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Begin to watch: the model is on its device, the optimizers are made, a checkpoint is loaded."""
+        """Begin to watch. At this time the model is on its device, the optimizers exist, and a checkpoint is loaded."""
         writes = trainer.is_global_zero and not trainer.fast_dev_run and not getattr(trainer, "barebones", False)
         state = dict(self._loaded or self._left_state())
         self._loaded, self._finished = {}, None
@@ -152,17 +152,17 @@ class SpectralMonitor(MonitorCallback, _callback()):  # type: ignore[misc]  # on
         self._publish(trainer)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Count the optimizer steps of the batch; in the midst of an accumulation there are none."""
+        """Count the optimizer steps of the batch; during an accumulation of gradients there are none."""
         monitor, steps = self.monitor, self._new_steps(trainer.global_step)
         if monitor is None or steps <= 0:
             return
         before = monitor.report
         is_read = self._observers.check(trainer, batch_idx)
-        # Where Lightning draws what is logged in this batch.
+        # The x-coordinate that Lightning uses for values logged in this batch.
         drawn_at = getattr(trainer.fit_loop.epoch_loop, "_batches_that_stepped", trainer.global_step)
         due = monitor.step(steps, host_step=drawn_at)
         if is_read:
-            monitor.flush()  # the metric is needed now, also where it is read in a thread
+            monitor.flush()  # the metric is needed now, also if a thread reads
         if trainer.world_size == 1:
             if monitor.report is not before:
                 self._apply(trainer, *self._findings(monitor))
@@ -170,25 +170,25 @@ class SpectralMonitor(MonitorCallback, _callback()):  # type: ignore[misc]  # on
             self._apply(trainer, *trainer.strategy.broadcast(self._findings(monitor)))
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Close, so that the readings under way are written."""
+        """Close the monitor, so that the readings in flight are written."""
         self._close(is_complete=False)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """Close, while the loggers are open."""
+        """Close the monitor while the loggers are open."""
         self._close(is_complete=not trainer.fast_dev_run)
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Close, if no other hook did."""
+        """Close the monitor if no other hook did."""
         self._close()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state for a checkpoint of the Trainer: that of the run, or of the run to be continued."""
+        """Return the state for a checkpoint of the Trainer: of the current run, or of the run to be continued."""
         if self._run is not None and self.monitor is not None:
             return self.monitor.state_dict() | {"summary": self._numbers}
         return self._loaded or self._left_state()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep the state of a checkpoint for the next fit; during a fit, go back to it if its step is another one."""
+        """Keep the state of a checkpoint for the next fit; during a fit, restore it if its step differs."""
         if self._run is None or self.monitor is None:
             self._loaded = state_dict
         elif state_dict.get("steps") != self.monitor.steps:
@@ -208,7 +208,7 @@ class SpectralMonitor(MonitorCallback, _callback()):  # type: ignore[misc]  # on
         return self._finished.state if self._finished else {}
 
     def _findings(self, monitor: Monitor) -> tuple[dict[str, float], bool, bool]:
-        """Return the metrics, and whether to stop and to save; those of rank 0 count for all ranks."""
+        """Return the metrics, and whether to stop and to save; all ranks use the values of rank 0."""
         return self._metrics.of(monitor.report, self._numbers), *self._requests()
 
     def _apply(self, trainer: Any, numbers: dict[str, float], stop: bool, save: bool) -> None:  # noqa: FBT001 -- of a tuple
@@ -220,7 +220,7 @@ class SpectralMonitor(MonitorCallback, _callback()):  # type: ignore[misc]  # on
             trainer.should_stop = True
 
     def _save(self, trainer: Any) -> None:
-        """Save a checkpoint. A failure on several ranks raises: none of them may continue alone."""
+        """Save a checkpoint. In a job of several ranks a failure raises, since no rank may continue alone."""
         folder = Path(trainer.log_dir or trainer.default_root_dir) / "esdmon-checkpoints"
         try:
             trainer.save_checkpoint(folder / f"step={trainer.global_step}.ckpt")

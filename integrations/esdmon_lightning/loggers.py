@@ -1,6 +1,6 @@
 """Open sinks for Lightning's loggers.
 
-A logger is recognised by the methods of its experiment, since two packages define each class of loggers.
+A logger is recognised by the methods of its experiment, since two packages define the classes of loggers.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 def sink_for(logger: Any) -> Sink:
     """Return the sink for a logger.
 
-    TensorBoard, Weights & Biases, MLflow and Comet get all that they have a place for, such as histograms and the words
-    of alerts; other loggers get the numbers.
+    TensorBoard, Weights & Biases, MLflow and Comet also get histograms and messages of alerts, as far as they support
+    them; other loggers get the numbers.
     """
     experiment = _experiment(logger)
-    # Look at the class: a dummy experiment has any attribute, and is neither of them.
+    # Test the class: a dummy experiment has any attribute, but is not a writer.
     if hasattr(type(experiment), "add_scalar"):
         return TensorBoardSink(experiment)
     if hasattr(type(experiment), "define_metric"):
@@ -53,7 +53,7 @@ def name_of(logger: Any) -> str:
 
 
 def _experiment(logger: Any) -> Any:
-    """Return the object that a logger writes by, or None: Lightning requires `log_metrics` only."""
+    """Return the experiment of a logger; None if it has none, since Lightning requires only `log_metrics`."""
     try:
         return getattr(logger, "experiment", None)
     except Exception:  # noqa: BLE001 -- a property of the user's own logger

@@ -1,4 +1,4 @@
-"""Find the callbacks and schedulers that monitor a metric of esdmon, and when they read it."""
+"""Find the callbacks and schedulers that monitor a metric of esdmon, and the steps at which they use it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from esdmon.trainers.metrics import PREFIX
 
 @dataclass
 class Observers:
-    """A schedule that is due at the last step before an observer reads a metric, which is then of that step.
+    """A schedule that is due at the last step before an observer reads a metric, so that the metric is up to date.
 
-    Without a reading the metric would be NaN the first time, which ends the training, and later an old one, which
-    EarlyStopping takes for a metric that no longer improves. All ranks decide the same.
+    Without such a reading the metric would first be NaN, which ends the training, and later outdated, which
+    EarlyStopping would treat as no improvement. All ranks make the same decision.
     """
 
     monitored: dict[str, str] = field(default_factory=dict)
@@ -21,7 +21,7 @@ class Observers:
     saves_every: tuple[int, ...] = ()
     """Steps between the checkpoints of each ModelCheckpoint that saves by steps; 0 for others."""
     reads_any_time: bool = False
-    """True if an observer reads after some time, or after each step: then it needs a first value at once."""
+    """True if an observer reads after some time, or after each step, so that a first value is needed at once."""
     reads_now: bool = False
     """True if an observer reads after this step."""
     is_first: bool = True

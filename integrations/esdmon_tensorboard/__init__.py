@@ -1,8 +1,8 @@
-"""The sink `tensorboard:DIR`, and the tab ESD of TensorBoard.
+"""Provide the sink `tensorboard:DIR`, and the tab ESD of TensorBoard.
 
-The sink is registered by the entry-point group `esdmon`; measures and phases are scalars, spectra histograms and
-pictures, alerts text. The tab is registered by the group `tensorboard_plugins`. TensorBoard itself is imported when a
-sink is opened.
+The sink is registered by the entry-point group `esdmon`. It writes measures and phases as scalars, spectra as
+histograms and pictures, and alerts as text. The tab is registered by the group `tensorboard_plugins`. TensorBoard
+itself is imported when a sink is opened.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pluggy import HookimplMarker
 if TYPE_CHECKING:
     from esdmon_tensorboard.sink import TensorBoardSink as TensorBoardSink
 
-hookimpl = HookimplMarker("esdmon")  # that of `esdmon`, whose import loads all built-in plugins; see `__getattr__`
+hookimpl = HookimplMarker("esdmon")  # as `esdmon.hookimpl`, whose import loads all built-in plugins
 
 
 @hookimpl
@@ -27,7 +27,7 @@ def esdmon_register_sinks() -> Mapping[str, Callable[[str], TensorBoardSink]]:
 
 
 def __getattr__(name: str) -> Any:
-    """Import the sink when it is first used: what fails to import here would keep TensorBoard from starting."""
+    """Import the sink when it is first used, as a failing import here would keep TensorBoard from starting."""
     if name == "TensorBoardSink":
         from esdmon_tensorboard.sink import TensorBoardSink  # noqa: PLC0415
 

@@ -1,8 +1,9 @@
-"""Read a run that has no tensors of ours, from its charts: older versions, and writers that take no tensors.
+"""Read a run without tensors of ours from its charts: runs of older versions, and of writers without tensors.
 
 Phases and measures are those of the scalars `esdmon_<measure>/<layer>`, spectra the histograms `esdmon_esd/<layer>`,
-alerts the texts `esdmon_alert/<rule>/<layer>`. Where charts were limited (`max_tags=`) so is what the page shows, and
-TensorBoard keeps a random sample of each. Histograms have no shape, so no curve of noise is drawn into them.
+alerts the texts `esdmon_alert/<rule>/<layer>`. If charts were limited (`max_tags=`), the page shows only these, and
+TensorBoard keeps a random sample of each. Histograms do not contain the shape of the matrix, so no curve of noise is
+drawn.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class ChartedRun:
         self._run = run
 
     def overview(self, after: str = "") -> Record:
-        """Return what the first screen shows; see `StoredRun.overview`. New columns come with all others."""
+        """Return the data of the first screen; see `StoredRun.overview`. New columns are sent with all others."""
         series = self._scalars("phase")
         names = list(series)
         steps = sorted({step for points in series.values() for step in points})
@@ -61,7 +62,7 @@ class ChartedRun:
     def lines(self, name: str) -> Record:
         """Return the measures of a layer at its readings."""
         values = {measure: self._scalars(measure, name).get(name, {}) for measure in contract.MEASURES}
-        noise = self._scalars("alpha_noise", name).get(name, {})  # alpha where it is not meaningful has its own chart
+        noise = self._scalars("alpha_noise", name).get(name, {})  # an alpha that is not meaningful has its own chart
         values["alpha_is_meaningful"] = dict.fromkeys(values["alpha"], 1.0) | dict.fromkeys(noise, 0.0) if noise else {}
         values["alpha"] = values["alpha"] | noise
         steps = sorted({step for points in values.values() for step in points})

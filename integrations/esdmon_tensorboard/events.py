@@ -33,7 +33,7 @@ class EventFile:
     Args:
         folder: folder of the file; created if it does not exist.
         run: id of the run; the file's name ends with it.
-        purge: TensorBoard drops what it has of this folder from this step on; None to drop nothing.
+        purge: TensorBoard drops the data of this folder from this step on; None to drop nothing.
     """
 
     def __init__(self, folder: Path, run: str, *, purge: int | None) -> None:
@@ -61,13 +61,13 @@ class EventFile:
         record = io.BytesIO()
         RecordWriter(record).write(Event(wall_time=time.time(), **fields).SerializeToString())
         rest = record.getbuffer()
-        while rest:  # a write to a disk that fills up may end early, and the next one raises
+        while rest:  # on a full disk a write may be partial, and the next one raises
             rest = rest[self._file.write(rest) :]
 
 
 @final
 class RunFiles:
-    """The event files of one run, in the given folder, or in `run-2`, `run-3` … of it.
+    """The event files of one run, in the given folder, or in its subfolder `run-2`, `run-3` ….
 
     TensorBoard shows all event files of a folder as one run, so a second run in the folder of a first would be mixed
     with it. A run recognises its files by its id, which is part of their names.
@@ -142,7 +142,7 @@ class RunFiles:
             raise OSError("the event file is closed")
         try:
             self._file.add_summary(summary, step)
-        except OSError:  # what follows a torn event is not read: the next one goes to a file of its own
+        except OSError:  # TensorBoard reads nothing after an incomplete event, so the next one goes to a new file
             self._close_file()
             raise
 
@@ -154,17 +154,17 @@ class RunFiles:
         return file
 
     def _purge_step(self, folder: Path, step: int, x: int) -> int | None:
-        """Return the x-coordinate from which on TensorBoard drops what it has; None to drop nothing."""
+        """Return the x-coordinate from which on TensorBoard drops its data; None to drop nothing."""
         if not _event_files(folder):
-            # TensorBoard's reader in Python heeds a START only where there was one before: without this one, the points
-            # after the step at which a run is resumed for the first time would be shown twice.
+            # TensorBoard's Python reader respects a START only if there was one before. Without this one, the points
+            # after the step at which a run is first resumed would be shown twice.
             return 0
         if self._rewound_to is None:
             return None
         return self._rewound_to * x // max(step, 1) + 1  # x may be a host's step, which counts differently
 
     def _choose_folder(self) -> Path:
-        """Return the folder that has files of this run; else the given one, or `run-N` of it if that is in use."""
+        """Return the folder with files of this run; else the given folder, or its subfolder `run-N` if it is in use."""
         folders = [self._folder, *(folder for folder in sorted(self._folder.glob("run-*")) if folder.is_dir())]
         for folder in folders:
             if any(name.endswith(f".esdmon-{self._run}") for name in _event_files(folder)):
@@ -180,7 +180,7 @@ class RunFiles:
 def _event_files(folder: Path) -> list[str]:
     """Return the names of the event files in a folder, sorted."""
     try:
-        return sorted(name for name in os.listdir(folder) if "tfevents" in name)  # noqa: PTH208 -- names are all we need
+        return sorted(name for name in os.listdir(folder) if "tfevents" in name)  # noqa: PTH208 -- only names are needed
     except OSError:
         return []
 

@@ -15,7 +15,7 @@ from esdmon.spectrum import Phase
 if TYPE_CHECKING:
     from esdmon import LayerReport, Report
 
-_MAX_RANGE_CHARTS = 12  # layers with a chart of alpha and its range in the tab of custom scalars
+_MAX_RANGE_CHARTS = 12  # largest number of layers with a chart of alpha and its range in the tab of custom scalars
 _PHASE_NAMES = ", ".join(f"{phase.code} {phase.value}" for phase in sorted(Phase, key=lambda phase: phase.code))
 _DESCRIPTIONS = {
     "alpha": "Exponent of the power law of the tail, at readings where there is one that is not noise. Well trained: 2 "
@@ -27,7 +27,7 @@ _DESCRIPTIONS = {
     "stable_rank": "Sum of the eigenvalues / the largest.",
     "n_spikes": "Eigenvalues too large for noise: beyond the edge of its bulk, at a level of one in a thousand.",
 }
-_COLOURS = 128  # of a picture: a third of the bytes, and no difference that is seen
+_COLOURS = 128  # of a picture: a third of the bytes, without a visible difference
 Picture = NDArray[np.uint8]
 """RGB values of shape (height, width, 3)."""
 
@@ -41,7 +41,7 @@ class Output(Protocol):
     def numbers(
         self, numbers: Mapping[str, float], layers: Iterable[LayerReport], step: int, *, new: Collection[str] = ()
     ) -> None:
-        """Write numbers by tag, with a description of those that are new, and the histograms of layers."""
+        """Write numbers by tag, with descriptions of new tags, and the histograms of layers."""
 
     def tensors(self, values: Sequence[Any], step: int) -> None:
         """Write values of the tab ESD, in one event."""
@@ -55,7 +55,7 @@ class Output(Protocol):
 
 @final
 class EventOutput:
-    """Write all numbers of a report in one event, which takes a tenth of the time of an event for each.
+    """Writes all numbers of a report in one event, in a tenth of the time of one event per number.
 
     Args:
         add_summary: called with a `Summary` and a step.
@@ -73,7 +73,7 @@ class EventOutput:
     def numbers(
         self, numbers: Mapping[str, float], layers: Iterable[LayerReport], step: int, *, new: Collection[str] = ()
     ) -> None:
-        """Write numbers by tag, with a description of those that are new, and the histograms of layers."""
+        """Write numbers by tag, with descriptions of new tags, and the histograms of layers."""
         from tensorboard.compat.proto.summary_pb2 import (  # noqa: PLC0415 -- optional
             HistogramProto,
             Summary,
@@ -117,7 +117,7 @@ class EventOutput:
 
 @final
 class WriterOutput:
-    """Write through the methods that all kinds of writers have, such as tensorboardX's; skip those that one lacks."""
+    """Writes through the methods that all kinds of writers have, such as tensorboardX's; skips missing methods."""
 
     def __init__(self, writer: Any) -> None:
         self._writer = writer
@@ -132,7 +132,7 @@ class WriterOutput:
         layers: Iterable[LayerReport],
         step: int,
         *,
-        new: Collection[str] = (),  # noqa: ARG002 -- writers differ in whether they take descriptions
+        new: Collection[str] = (),  # noqa: ARG002 -- not all writers accept descriptions
     ) -> None:
         """Write numbers by tag, and the histograms of layers."""
         for name, value in numbers.items():
@@ -142,7 +142,7 @@ class WriterOutput:
             self._call("add_histogram_raw", tag("esd", layer.name), **histogram, global_step=step)
 
     def tensors(self, values: Sequence[Any], step: int) -> None:
-        """Do nothing: such writers have no method for it. The tab shows what is in the charts."""
+        """Do nothing: such writers have no method for tensors. The tab shows the data of the charts."""
 
     def text(self, tag: str, text: str, step: int) -> None:
         """Write a text in Markdown."""
@@ -161,12 +161,12 @@ def output_for(writer: Any) -> Output:
     """Return the fastest way to write to a user's writer."""
     from torch.utils.tensorboard import FileWriter  # noqa: PLC0415 -- optional
 
-    files = getattr(writer, "file_writer", None)  # None where the user has closed it, until it is written to again
+    files = getattr(writer, "file_writer", None)  # None after the user has closed it, until the next write
     return EventOutput(files.add_summary) if isinstance(files, FileWriter) else WriterOutput(writer)
 
 
 def _description(name: str) -> str:
-    """Return what TensorBoard's tab of scalars says about a tag, in Markdown; empty for most."""
+    """Return the description of a tag in TensorBoard's tab of scalars, in Markdown; empty for most tags."""
     return _DESCRIPTIONS.get(name.partition("/")[0].removeprefix("esdmon_"), "")
 
 
@@ -174,7 +174,7 @@ def _histogram(layer: LayerReport, *, limits: str, counts: str) -> dict[str, Any
     """Return the histogram of log₁₀ λ in TensorBoard's terms.
 
     Args:
-        layer: with a histogram.
+        layer: a layer with a histogram.
         limits: name of the field for the right borders of the bins.
         counts: name of the field for the number of eigenvalues in each bin.
     """
@@ -204,7 +204,7 @@ def _layout(report: Report) -> dict[str, dict[str, list[Any]]]:
         **{name: name for name in ("mp_soft_rank", "stable_rank", "n_spikes")},
     }
     layout = {"all layers": {title: ["Multiline", [f"esdmon_{quantity}/.*"]] for title, quantity in charts.items()}}
-    if report.max_tags is None:  # else the range has no series
+    if report.max_tags is None:  # otherwise the range may have no series
         names = [*(layer.name for layer in report), *report.waiting][:_MAX_RANGE_CHARTS]
         layout["alpha, and the range of fits nearly as good"] = {
             name: ["Margin", [tag(which, name) for which in ("alpha", "alpha_low", "alpha_high")]] for name in names

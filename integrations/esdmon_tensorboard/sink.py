@@ -1,7 +1,7 @@
 """Write records to TensorBoard.
 
-TensorBoard sorts what it shows by tag. What is to be seen first has tags that sort before all others of ours:
-`esdmon/overview`, a picture of the phases of all layers, and `esdmon/alerts`, what fires now.
+TensorBoard sorts its charts by tag. The most important data has tags that sort before all others of ours:
+`esdmon/overview`, a picture of the phases of all layers, and `esdmon/alerts`, the alerts that fire now.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("esdmon")
 MAX_LAST_PICTURES = 24
-"""Pictures that `close` draws at most, of some 20 kB each. Our choice."""
+"""Largest number of pictures that `close` draws, about 20 kB each. Our choice."""
 LAST_PICTURES_SECONDS = 2.0
-"""Time after which `close` begins no further picture. Our choice."""
+"""Seconds after which `close` begins no further picture. Our choice."""
 
 
 @explain_wrong_calls
@@ -65,7 +65,7 @@ class TensorBoardSink:
     def open(cls, folder: str) -> Self:
         """Return a sink with event files of its own; the first is created when there is something to write.
 
-        They are in `folder`, or in `run-2`, `run-3` … of it if it contains event files of another run.
+        They are in `folder`, or in its subfolder `run-2`, `run-3` … if it contains event files of another run.
 
         Raises:
             MissingExtraError: without TensorBoard.
@@ -101,7 +101,7 @@ class TensorBoardSink:
             self._tensors.restart()
             self._target.needs_layout = False
             self._described = set()
-        if self._report is None:  # the tab of texts shows first what was written first
+        if self._report is None:  # the tab of texts shows texts in the order in which they were written
             output.text("esdmon/alerts", alert_text(self._overview.timeline), report.x)
         self._report = report
         numbers, due = scalars(report, as_charts=True), self._media.histograms(report)
@@ -113,7 +113,7 @@ class TensorBoardSink:
         self._target.flush()
 
     def alert(self, alert: Alert) -> None:
-        """Write the message by rule and layer, and what fires now; queue pictures. The summary has the scalar."""
+        """Write the message by rule and layer, and the firing alerts; queue pictures. The summary has the scalar."""
         self._take_target()
         report = self._report
         x = alert.step if report is None else report.x
@@ -195,7 +195,7 @@ class UsersWriter:
     """A writer that the user owns: it is never closed or rewound."""
 
     needs_layout = False
-    """False: a folder has one layout of the tab of custom scalars, and here it is the user's."""
+    """False, since a folder has one layout of the tab of custom scalars, which belongs to the user here."""
 
     def __init__(self, writer: Any) -> None:
         self.writer = writer
@@ -203,15 +203,15 @@ class UsersWriter:
         self._rewound_to: int | None = None
 
     def start(self, run: str) -> None:
-        """Keep the id of the run for `taken`: the writer's own files are the user's choice."""
+        """Keep the id of the run for `taken`; it does not change the writer's own files."""
         self._run = run
 
     def rewind(self, step: int) -> None:
-        """Keep the step for `taken`: what is in the user's files is not removed."""
+        """Keep the step for `taken`; nothing in the user's files is removed."""
         self._rewound_to = step
 
     def taken(self) -> UsersWriter | RunFiles:
-        """Return this writer, or where another open sink writes to it, files of a run of its own in its folder.
+        """Return this writer; if another open sink writes to it, return separate event files in its folder.
 
         Two models of one job may have layers of the same names, whose readings would be mixed in one series.
         """
@@ -234,16 +234,16 @@ class UsersWriter:
         return files
 
     def output(self, step: int, x: int) -> Output:  # noqa: ARG002 -- `RunFiles` needs both
-        """Return the fastest way to write to it now."""
+        """Return the fastest way to write to this writer now."""
         return output_for(self.writer)
 
     def where(self) -> str:
-        """Return the folder, of a writer that names it."""
+        """Return the folder, if the writer has that attribute."""
         folder = self._folder()
         return "" if folder is None else nearby(folder)
 
     def flush(self) -> None:
-        """Flush the writer, if it can."""
+        """Flush the writer, if it has such a method."""
         if hasattr(self.writer, "flush"):
             self.writer.flush()
 
@@ -258,4 +258,4 @@ class UsersWriter:
 
 
 _taken: weakref.WeakSet[UsersWriter] = weakref.WeakSet()
-"""Those that open sinks write to."""
+"""The writers that open sinks write to."""

@@ -1,4 +1,4 @@
-"""Read the tensors of `tensors.py` through TensorBoard's data provider, and put them into the form of the page."""
+"""Read the tensors of `tensors.py` through TensorBoard's data provider, and convert them to the page's JSON."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from esdmon.records import SCHEMA, Record
 from esdmon_tensorboard import tensors
 
 MAX_POINTS: Final = 1000
-"""Points of a line, which is half as wide."""
+"""Largest number of points of a line, twice its width in pixels."""
 MAX_FRAMES: Final = 240
-"""Spectra of a layer in one answer, of some 900 bytes each. Our choice."""
+"""Largest number of spectra of a layer in one answer, about 900 bytes each. Our choice."""
 _ALL: Final = 100_000
-"""More points than `--samples_per_plugin` makes TensorBoard keep of a tag, unless it is set to more."""
+"""Number of points to request: more than TensorBoard keeps of a tag, unless `--samples_per_plugin` is set higher."""
 
 
 class Datum(Protocol):
@@ -60,7 +60,7 @@ class Provider:
         return {run: sorted(of_run) for run, of_run in found.items()}
 
     def by_start(self, runs: Iterable[str]) -> list[str]:
-        """Return runs by the time at which they began."""
+        """Return runs, sorted by the time at which they began."""
         listed = self.provider.list_runs(self.context, experiment_id=self.experiment)
         began = {run.run_name: run.start_time for run in listed}
         return sorted(runs, key=lambda run: (began.get(run) or 0.0, run))
@@ -87,8 +87,8 @@ class Provider:
         return {tag: found[run][tag] for tag in tags if tag in found.get(run, {})}
 
     def points(self, run: str, tag: str, plugin: str = tensors.PLUGIN, *, most: int = _ALL) -> list[Datum]:
-        """Return the points of a tag by step, a random choice of `most` and the last; none of an unknown run or tag."""
-        by_step = {point.step: point for point in self.events(run, tag, plugin, most=most)}  # of several the last
+        """Return the points of a tag by step: a random choice of `most`, and the last; none for unknown names."""
+        by_step = {point.step: point for point in self.events(run, tag, plugin, most=most)}  # the last of each step
         return [by_step[step] for step in sorted(by_step)]
 
     def events(self, run: str, tag: str, plugin: str = tensors.PLUGIN, *, most: int = _ALL) -> list[Datum]:
@@ -116,7 +116,7 @@ class StoredRun:
 
     @property
     def layers(self) -> list[contract.Layer]:
-        """Return the layers, in the order of the last list that was written."""
+        """Return the layers, in the order of the last written list."""
         found: dict[str, contract.Layer] = {}
         for version in reversed(self._versions):
             for layer in version:
@@ -124,11 +124,11 @@ class StoredRun:
         return list(found.values())
 
     def overview(self, after: str = "") -> Record:
-        """Return what the first screen shows.
+        """Return the data of the first screen.
 
         Args:
-            after: the `cursor` of an earlier answer. Then the columns behind it only, with `"append": true`; or
-                `"unchanged": true` where there is nothing new; or all, where the run was rewound since.
+            after: the `cursor` of an earlier answer. The result then has only later columns, with `"append": true`;
+                `"unchanged": true` if there is nothing new; or all columns if the run was rewound since.
         """
         points = self._points(tensors.PHASE)
         alerts = [alert for point in self._points(tensors.ALERTS) for alert in _json(point)]
@@ -173,7 +173,7 @@ class StoredRun:
         return self._provider.points(self._run, tag, most=most)
 
     def _version_at(self, step: int) -> list[contract.Layer]:
-        """Return the list of layers that was in force at a step."""
+        """Return the list of layers that was valid at a step."""
         return self._versions[max(bisect_right(self._version_steps, step) - 1, 0)] if self._versions else []
 
     def _codes(self, points: Sequence[Datum], layers: Sequence[contract.Layer]) -> NDArray[np.int8]:
@@ -189,7 +189,7 @@ class StoredRun:
         return codes
 
     def _last(self, layers: Sequence[contract.Layer]) -> dict[str, Record]:
-        """Return the last reading of each layer; where the last value has all of them, no other is read."""
+        """Return the last reading of each layer; earlier values are read only if the last one lacks layers."""
         found = self._last_in(self._points(tensors.MEASURES, most=1), layers)
         return found if len(found) == len(layers) else self._last_in(self._points(tensors.MEASURES), layers)
 
@@ -209,7 +209,7 @@ class StoredRun:
 @final
 @dataclass(frozen=True, slots=True)
 class _Cursor:
-    """The place up to which the page knows a run, written `step:time:alerts:layers`."""
+    """The position up to which the page has the data of a run, in the form `step:time:alerts:layers`."""
 
     last: Datum | None
     alerts: int
@@ -220,9 +220,9 @@ class _Cursor:
         return f"{where}:{self.alerts}:{self.layers}"
 
     def columns_known(self, after: str, points: Sequence[Datum]) -> int:
-        """Return how many points the page has; 0 where it has to begin again.
+        """Return how many points the page has; 0 if it needs all of them again.
 
-        A point that was written again after a rewind has another time. Layers that came since need rows from the start.
+        A point that was written again after a rewind has another time. New layers need rows from the start.
         """
         step, _, rest = after.partition(":")
         time, _, counts = rest.partition(":")
@@ -233,7 +233,7 @@ class _Cursor:
 
 
 def _row_of(rows: NDArray[np.float32], index: int) -> list[float] | None:
-    """Return the measures in the row of a layer; None where it has none."""
+    """Return the measures in the row of a layer; None if it has no row."""
     found = np.flatnonzero(rows[:, 0] == index)
     return rows[found[0], 1:].tolist() if found.size else None
 

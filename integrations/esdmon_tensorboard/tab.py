@@ -1,7 +1,7 @@
 """Serve the tab ESD of TensorBoard.
 
 Everything is read through TensorBoard's data provider, so that remote folders, both back ends and `--logdir_spec` work,
-and no file is opened by a request. Names of runs and layers are keys that are looked up, never parts of a path.
+and no file is opened by a request. Names of runs and layers are used as keys only, never as parts of a path.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class EsdTab(base_plugin.TBPlugin):  # type: ignore[misc]  # TensorBoard ships n
         }
 
     def is_active(self) -> bool:
-        """Return False: TensorBoard itself shows the tab where there are tensors of ours, which costs no search."""
+        """Return False: TensorBoard itself shows the tab if there are tensors of ours, without a search here."""
         return False
 
     def frontend_metadata(self) -> base_plugin.FrontendMetadata:

@@ -1,7 +1,8 @@
 """Write and read the tensors from which the tab is drawn.
 
-All are in the run of the sink, with the plugin name `esdmon` and the content `{"schema": 1}` for good: of a tag
-TensorBoard keeps the metadata of its first value only, so what may change, such as the names of layers, is in values.
+All tensors are in the run of the sink, with the plugin name `esdmon` and the constant content `{"schema": 1}`.
+TensorBoard keeps only the metadata of the first value of a tag, so data that may change, such as the names of layers,
+is in values.
 
 | tag | value at a step |
 |---|---|
@@ -11,8 +12,8 @@ TensorBoard keeps the metadata of its first value only, so what may change, such
 | `esdmon/esd/<layer>` | JSON of `contract.frame_of`, where a histogram of the layer is due |
 | `esdmon/alerts` | JSON list of `contract.alert_of`, the alerts of this step |
 
-TensorBoard keeps a random sample of each tag, so tags are joined by step, and what belongs together is in one value.
-Numbers are written as raw bytes: as lists of numbers, which is the other form, they take ten times as long to read.
+TensorBoard keeps a random sample of each tag, so tags are joined by step, and data that belongs together is in one
+value. Numbers are written as raw bytes, since lists of numbers take ten times as long to read.
 """
 
 from __future__ import annotations
@@ -47,17 +48,17 @@ def esd_tag(layer: str) -> str:
 
 @final
 class TensorLog:
-    """Turn reports into values of these tensors."""
+    """Converts reports to values of these tensors."""
 
     def __init__(self) -> None:
         self._layers: dict[str, contract.Layer] = {}
-        self._alerts: list[Record] = []  # of one place
+        self._alerts: list[Record] = []  # at one x-coordinate
 
     def restart(self) -> None:
-        """Write the names of layers again with the next reading, as a new file or a rewind needs.
+        """Write the names of layers again with the next reading, for a new file or after a rewind.
 
-        TensorBoard's data server drops what is after a rewind tag by tag, when a tag has a new value: so the tag of
-        alerts has an empty one.
+        TensorBoard's data server drops data after a rewind only when the tag gets a new value, so the tag of alerts
+        gets an empty one.
         """
         self._layers, self._alerts = {}, []
 
@@ -66,7 +67,7 @@ class TensorLog:
 
         Args:
             report: the report to write.
-            due: layers of which a histogram is due.
+            due: layers for which a histogram is due.
         """
         values = [] if self._layers else [_json_value(ALERTS, [])]
         layers = self._layers | {layer.name: contract.Layer.of(layer) for layer in report}

@@ -1,6 +1,6 @@
-"""Sinks for trackers: `mlflow`, `trackio`, `swanlab`, `comet` and `clearml`.
+"""Provide the sinks `mlflow`, `trackio`, `swanlab`, `comet` and `clearml` for trackers.
 
-Each writes to the run that is active, as its user has begun it, through `esdmon.sinks.ScalarLoggerSink`. Registered by
+Each writes to the active run, which the user has begun, through `esdmon.sinks.ScalarLoggerSink`. Registered by
 the entry-point group `esdmon`; a tracker itself is imported when its sink is opened.
 """
 

@@ -1,4 +1,4 @@
-"""Log to Comet: numbers, the words of alerts as texts, histograms of λ, a table of phases."""
+"""Log to Comet: numbers, messages of alerts as texts, histograms of λ, a table of phases."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from esdmon.sinks.scalar_logger import Table
 
 COUNTER = "curr_step"
-"""Attribute of an experiment with the step of what is logged without one."""
+"""Attribute of an experiment with the step of values that are logged without a step."""
 
 
 def active_sink() -> ScalarLoggerSink | None:
@@ -41,7 +41,7 @@ def sink_for(experiment: Any) -> ScalarLoggerSink:
 
         with counter_kept(experiment, COUNTER):
             for name, esd in esds.items():
-                counted = Histogram()  # its bins are wider by a tenth each, so it gets λ and not its logarithm
+                counted = Histogram()  # each of its bins is a tenth wider than the last, so it gets λ instead of log λ
                 counted.add(_centres(esd), counts=list(esd.counts))
                 experiment.log_histogram_3d(counted, name=name, step=step)
 

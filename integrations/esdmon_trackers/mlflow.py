@@ -1,4 +1,4 @@
-"""Log to MLflow: numbers as metrics, the words of alerts as tags of the run, the phases as an artifact.
+"""Log to MLflow: numbers as metrics, messages of alerts as tags of the run, the phases as an artifact.
 
 Numbers and tags are sent by MLflow's own thread (`synchronous=False`), so that training does not wait for a server.
 """
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from esdmon.sinks.scalar_logger import Table
 
 MAX_METRICS = 1000
-"""Metrics that MLflow takes in one call (`mlflow.utils.validation.MAX_METRICS_PER_BATCH`)."""
-_MAX_PENDING = 64  # calls of which a failure is noticed by `flush`; our choice
+"""Largest number of metrics in one call of MLflow (`mlflow.utils.validation.MAX_METRICS_PER_BATCH`)."""
+_MAX_PENDING = 64  # number of calls whose failures `flush` checks; our choice
 
 
 def active_sink() -> ScalarLoggerSink | None:
@@ -33,7 +33,7 @@ def active_sink() -> ScalarLoggerSink | None:
 
 
 def sink_for_run(run_id: str) -> ScalarLoggerSink:
-    """Return a sink for a run of the tracking server that is in use."""
+    """Return a sink for a run of the current tracking server."""
     import mlflow  # noqa: PLC0415 -- optional
 
     return sink_for(mlflow.MlflowClient(), run_id)

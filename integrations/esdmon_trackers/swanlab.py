@@ -1,4 +1,4 @@
-"""Log to SwanLab: numbers, the words of alerts as texts, histograms of log₁₀ λ as bar charts."""
+"""Log to SwanLab: numbers, messages of alerts as texts, histograms of log₁₀ λ as bar charts."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ COUNTER = "_next_step"
 
 
 def active_sink(*, beside_rows: str = "") -> ScalarLoggerSink | None:
-    """Return a sink for the active run, as `sink_for`; None if there is none."""
+    """Return `sink_for` the active run; None if there is none."""
     from trackio import context_vars  # noqa: PLC0415 -- optional
 
     run = context_vars.current_run.get()
@@ -30,8 +30,8 @@ def sink_for(run: Any, *, beside_rows: str = "") -> ScalarLoggerSink:
 
     Args:
         run: the run.
-        beside_rows: name of the number that holds the step, for a host that logs rows without steps, which trackio
-            numbers: a reading is put beside the host's last row. Empty for a host that logs with steps.
+        beside_rows: for a host that logs rows without steps, which trackio numbers itself: the key of the step in a
+            reading, which is placed beside the host's last row. Empty for a host that logs with steps.
     """
     import trackio  # noqa: PLC0415 -- optional
 

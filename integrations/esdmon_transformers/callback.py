@@ -80,18 +80,18 @@ class SpectralMonitor(MonitorCallback, TrainerCallback, ExportableState):  # typ
     """
 
     _id: str
-    """In the Trainer's state of a checkpoint, to find the monitor's state that belongs to it."""
+    """Id in the Trainer's state of a checkpoint, which identifies the monitor's state that belongs to it."""
     _restored: dict[str, Any]
     _replaced: SpectralMonitor | None
-    """The callback that this one, made from a checkpoint, has replaced in the Trainer."""
+    """The callback that this one, created from a checkpoint, has replaced in the Trainer."""
 
     def on_train_begin(
         self, args: Any, state: Any, control: Any, model: Any = None, optimizer: Any = None, **_: Any
     ) -> None:
-        """Begin to watch: the model is on its device, the optimizer is made, the loggers have begun their runs."""
+        """Begin to watch. At this time the model is on its device, the optimizer exists, and the loggers have begun."""
         if isinstance(state.stateful_callbacks.get(type(self).__name__), list):
             refuse_second()
-        self._close(is_complete=False)  # an attempt that was broken off has not ended
+        self._close(is_complete=False)  # an aborted attempt has not called `on_train_end`
         is_resumed = state.global_step > 0
         saved, why = self._saved(args, state) if is_resumed else (None, "")
         resumed = run_of(saved) if is_resumed else None
@@ -125,7 +125,7 @@ class SpectralMonitor(MonitorCallback, TrainerCallback, ExportableState):  # typ
             control.should_save |= save
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Save the state beside the Trainer's, which has just been written with our id."""
+        """Save the state next to the Trainer's state, which has just been written with our id."""
         if self.monitor is None or not self._id or not state.is_world_process_zero:
             return
         try:
@@ -147,10 +147,10 @@ class SpectralMonitor(MonitorCallback, TrainerCallback, ExportableState):  # typ
         self._close(is_complete=control.should_training_stop or state.global_step >= state.max_steps)
 
     def state(self) -> dict[str, Any]:
-        """Return what the Trainer saves as JSON: the arguments that JSON can hold, to construct a callback from.
+        """Return the data that the Trainer saves as JSON: the arguments of the callback, as far as JSON can hold them.
 
         The Trainer calls it when training begins, before it replaces this callback by one from a checkpoint, and when
-        it saves; each call has another id.
+        it saves. Each call returns a new id.
         """
         global _last_saved  # noqa: PLW0603 -- the Trainer does not say which callback it replaces
         _last_saved = weakref.ref(self)
@@ -160,7 +160,7 @@ class SpectralMonitor(MonitorCallback, TrainerCallback, ExportableState):  # typ
 
     @property
     def restored(self) -> dict[str, Any]:
-        """Return what the checkpoint contains besides the arguments; empty if the Trainer has not restored this one.
+        """Return the data in the checkpoint besides the arguments; empty if the Trainer has not restored this callback.
 
         The Trainer sets it. Options that JSON cannot hold are then taken from the callback that is replaced.
         """
@@ -200,7 +200,7 @@ _last_saved: weakref.ref[SpectralMonitor] | None = None
 
 
 def _of_rank_0(requests: tuple[bool, bool], args: Any) -> tuple[bool, bool]:
-    """Return the requests of rank 0, on all ranks."""
+    """Return the requests of rank 0; called on all ranks."""
     if args.world_size == 1:
         return requests
     from accelerate.utils import broadcast_object_list  # noqa: PLC0415 -- comes with the Trainer
@@ -229,7 +229,7 @@ def attach(trainer: Any, **options: Any) -> SpectralMonitor:
             "Of Lightning, construct the Trainer with callbacks=[esdmon_lightning.SpectralMonitor()]; in a loop of "
             "your own, call esdmon.watch(model, optimizer)"
         )
-    # A Trainer that wraps another has no list of its own: there a second callback is refused when training begins.
+    # A Trainer that wraps another has no own list; then a second callback is rejected when training begins.
     if any(isinstance(callback, SpectralMonitor) for callback in getattr(handler, "callbacks", ())):
         raise InputError(
             "there is a SpectralMonitor on this Trainer already, and a second would write the same series: use that one"

@@ -1,7 +1,7 @@
 """Find the folders that the Trainer of Hugging Face reads and writes, and the model that it trains.
 
-Callbacks are not given them: `args` has neither the checkpoint that is resumed nor the folder of a trial. So they are
-read from local variables of the Trainer's functions, further up the stack, or else from its usual places.
+Callbacks do not get these as arguments: `args` has neither the resumed checkpoint nor the folder of a trial. So they
+are read from local variables of the Trainer's functions on the stack, or else guessed from its defaults.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def checkpoints(args: Any, step: int) -> Iterator[Path]:
 
 
 def resumed(args: Any) -> Iterator[Path]:
-    """Yield the folder of the checkpoint that is resumed, from `train()` and from `args`, where they have one."""
+    """Yield the folder of the resumed checkpoint, from the argument of `train()` and from `args`."""
     given = next((value for value in _above("resume_from_checkpoint") if isinstance(value, str)), None)
     for folder in (given, args.resume_from_checkpoint):
         if isinstance(folder, str):
@@ -53,7 +53,7 @@ def _of_trainer(args: Any, state: Any) -> Path:
         writer = getattr(callback, "tb_writer", None)
         folder = getattr(writer, "log_dir", None) or getattr(writer, "logdir", None)
         if state.is_hyper_param_search and state.trial_name:
-            # After a trial the Trainer opens its writer once more, which then still writes to the folder of that trial.
+            # After a trial the Trainer opens its writer again, which then still writes to the folder of that trial.
             folder = getattr(callback, "logging_dir", None) or folder
         if isinstance(folder, str | os.PathLike) and hasattr(callback, "tb_writer"):
             return Path(folder)
@@ -73,7 +73,7 @@ def callbacks() -> Iterator[Any]:
 
 
 def trained_model(given: Any) -> Any:
-    """Return the module that the Trainer trains, where callbacks are given a model that is none, as by SetFit's."""
+    """Return the module that the Trainer trains, also if callbacks get a model that is not a module, as in SetFit."""
     if isinstance(given, nn.Module):
         return given
     own: Iterator[Any] = (getattr(each, "model", None) for each in _above("self"))

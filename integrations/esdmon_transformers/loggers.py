@@ -1,8 +1,8 @@
 """Open sinks for the loggers that `report_to` of the Trainer names.
 
-TensorBoard, Weights & Biases and the trackers of `esdmon_trackers` have sinks that give them all they have a place for;
-any other integration of the Trainer gets the numbers by its own `on_log`, as from `Trainer.log`. Not by `Trainer.log`
-itself, which would put them into the Trainer's `log_history` and swallow its next row.
+TensorBoard, Weights & Biases and the trackers of `esdmon_trackers` have their own sinks. Any other integration of the
+Trainer gets the numbers by its `on_log`. `Trainer.log` is not used: it would add the numbers to the Trainer's
+`log_history`, and its next row would be lost.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _ACTIVE: dict[str, Callable[[], Sink | None]] = {
 
 
 def host_sinks(args: Any, state: Any, *, resumed: str | None) -> HostSinks:
-    """Return where a Trainer writes: to what `report_to` names, and else into its output folder.
+    """Return the loggers of a Trainer that `report_to` names, and its output folder.
 
     Args:
         args: the Trainer's arguments.
@@ -59,7 +59,7 @@ def host_sinks(args: Any, state: Any, *, resumed: str | None) -> HostSinks:
 
 
 def _reported(args: Any, state: Any) -> list[tuple[str, Callable[[], str | Sink]]]:
-    """Return a sink for each name that can take readings; log the others."""
+    """Return a sink for each name that supports readings; log the other names."""
     names = [args.report_to] if isinstance(args.report_to, str) else list(args.report_to or ())
     sinks: list[tuple[str, Callable[[], str | Sink]]] = []
     others: list[str] = []
@@ -84,7 +84,7 @@ def _reported(args: Any, state: Any) -> list[tuple[str, Callable[[], str | Sink]
 
 
 def _of_active_run(name: str) -> Sink | None:
-    """Return a sink for the active run of a tracker; None without a run, and where the tracker has changed."""
+    """Return a sink for the active run of a tracker; None without a run, or if the tracker's interface has changed."""
     try:
         return _ACTIVE[name]() if name in _ACTIVE else None
     except Exception as error:  # noqa: BLE001 -- parts of a tracker that are not documented
@@ -97,7 +97,7 @@ def _same(sink: Sink) -> Sink:
 
 
 def _through(callback: Any, args: Any, state: Any) -> ScalarLoggerSink:
-    """Return a sink that hands the numbers to an integration, as the Trainer does when it logs."""
+    """Return a sink that passes the numbers to an integration in the same way as the Trainer."""
     from transformers import TrainerControl  # noqa: PLC0415 -- half typed
 
     def log(numbers: dict[str, float], step: int) -> None:
@@ -114,7 +114,7 @@ def _through(callback: Any, args: Any, state: Any) -> ScalarLoggerSink:
 
 
 def _integration(name: str) -> Any:
-    """Return the callback of the Trainer for a name of `report_to`, if it takes numbers; else None."""
+    """Return the callback of the Trainer for a name of `report_to`, if it accepts numbers; else None."""
     from transformers import TrainerCallback  # noqa: PLC0415 -- half typed
     from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK  # noqa: PLC0415
 

@@ -15,10 +15,10 @@ FILE = "esdmon.pt"
 
 
 def save(state: dict[str, Any], checkpoints: Iterable[Path], *, identity: str) -> None:
-    """Write the state, whole or not at all, into the checkpoint that the Trainer has just written.
+    """Write the state atomically into the checkpoint that the Trainer has just written.
 
     Args:
-        state: the monitor's.
+        state: state of the monitor.
         checkpoints: folders that the checkpoint may be in.
         identity: an id that the Trainer's own state of that checkpoint contains, and no other.
     """
@@ -34,7 +34,7 @@ def save(state: dict[str, Any], checkpoints: Iterable[Path], *, identity: str) -
 
 
 def load(checkpoints: Iterable[Path], *, identity: str) -> tuple[dict[str, Any] | None, str]:
-    """Return the state with that id, and the reason if there is none: what is the matter with the file.
+    """Return the state with that id, or None, and the reason if there is none.
 
     Args:
         checkpoints: folders that the checkpoint may be in.

@@ -1,4 +1,4 @@
-"""The sink `wandb`: measures, phases, spectra and pictures in the rows of the active run, alerts as its alerts.
+"""Provide the sink `wandb`: it adds data to the rows of the active run, and sends alerts as W&B alerts.
 
 Registered by the entry-point group `esdmon`. Weights & Biases itself is imported when a sink is opened.
 """

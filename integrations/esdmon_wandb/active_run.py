@@ -49,18 +49,18 @@ class ActiveRunSink:
             self._sink.alert(alert)
 
     def rewind(self, step: int) -> None:
-        """Forget what was read after a step."""
+        """Drop pictures of readings after a step."""
         if self._sink is not None:
             self._sink.rewind(step)
 
     def resume(self, course: Timeline) -> None:
-        """Pass the course of the run on, now or when a W&B run is begun."""
+        """Pass the history of the run on, now or when a W&B run begins."""
         self._course = course
         if self._sink is not None:
             self._sink.resume(course)
 
     def where(self) -> str:
-        """Return where the last run is that was written to; an empty text without one."""
+        """Return the address of the last run that was written to; an empty text without one."""
         return self._where if self._sink is None else self._sink.where()
 
     def flush(self) -> None:
@@ -70,6 +70,6 @@ class ActiveRunSink:
         """Add the tables to the run's summary."""
         sink, self._sink = self._sink, None
         if sink is not None:
-            self._course = None  # the next W&B run has the readings of its time only
+            self._course = None  # the next W&B run gets only the readings during its time
             self._where = sink.where()
             sink.close()

@@ -1,9 +1,10 @@
 """Add values to the row of a run that the user commits next.
 
-A row of a run is what was logged until it is committed, and the run's step counts rows. A sink that commits rows of its
-own raises that step, and then W&B drops the rows that the user logs with `step=epoch`. So nothing is committed here:
-values are logged with `commit=False` and without a step, which adds them to the row that the user logs next, whatever
-way that is logged, and changes nothing else in it. The user's last row, or the end of the run, takes what is left.
+A row of a run contains everything that was logged until it is committed, and the run's step counts rows. A sink that
+commits rows of its own raises that step, and then W&B drops the rows that the user logs with `step=epoch`. So nothing
+is committed here: values are logged with `commit=False` and without a step. This adds them to the row that the user
+logs next, in any way, and changes nothing else in it. The remaining values are in the user's last row, or in a row at
+the end of the run.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ class NextRow:
         """Raise `RunEndedError` if an operation on the run fails because the user has finished it.
 
         Args:
-            what: what is lost then, for the message.
+            what: name of the lost data, for the message.
         """
         from wandb.errors import UsageError  # noqa: PLC0415 -- optional
 

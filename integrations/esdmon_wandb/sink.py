@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from esdmon.records.timeline import Timeline
 
 MAX_LAST_PICTURES = 4
-"""Pictures that `close` draws at most. Our choice."""
+"""Largest number of pictures that `close` draws. Our choice."""
 MAX_PAGE_BYTES = 1_000_000
-"""Size of the page of views, which is uploaded at alerts and at the end. Our choice."""
+"""Largest size in bytes of the HTML report, which is uploaded at alerts and at the end. Our choice."""
 _log = logging.getLogger("esdmon")
 
 
@@ -59,8 +59,8 @@ class WandbSink:
         self.written = 0
         """Number of readings that were written."""
         self.overwritten = 0
-        """Number of those that were overwritten, since no row was logged before the next reading. Where W&B makes rows
-        from TensorBoard's files, readings may have been in one of these, and count all the same."""
+        """Number of readings that were overwritten, since no row was logged before the next one. If W&B makes rows from
+        TensorBoard's files, this also counts readings that are in such a row."""
         if not run.disabled:
             phase_table([])  # W&B imports pandas for its first table or histogram, 0.8 s: now, and not in the loop
 
@@ -93,7 +93,7 @@ class WandbSink:
         self._media.queue_changed(report)
 
     def catch_up(self) -> bool:
-        """Draw the page of views if an alert came, else one picture of the queue. Return True if there are more."""
+        """Draw the HTML report after an alert, else one picture of the queue. Return True if there is more to draw."""
         if self._page_is_due:
             self._write_page()
             return len(self._media) > 0
@@ -107,7 +107,7 @@ class WandbSink:
         return len(self._media) > 0
 
     def alert(self, alert: Alert) -> None:
-        """Send an alert of the run. W&B would drop a second one of a title within a minute; ours are few enough."""
+        """Send an alert of the run. W&B drops a second alert of a title within a minute; ours are rarer."""
         self._data.add_alert(alert)
         if self._report is not None and alert.step >= 2 * self._page_step:  # each page is a file to upload
             self._page_is_due = True
@@ -115,13 +115,13 @@ class WandbSink:
             self._run.alert(title=title_of(alert), text=alert.message, level=level_of(alert), wait_duration=1)
 
     def rewind(self, step: int) -> None:
-        """Forget what was read after a step; rows of the run are not removed."""
+        """Drop pictures of readings after a step; rows of the run are not removed."""
         self._readings.rewind(step)
         self._data.rewind(step)
         self._media.rewind(step)
 
     def resume(self, course: Timeline) -> None:
-        """List on the page of views the alerts of a run that another process began; its readings are not there."""
+        """Add the alerts of a run that another process began to the HTML report, without its readings."""
         if not self._data.alerts:
             for alert in course.alerts:
                 self._data.add_alert(alert)
@@ -152,7 +152,7 @@ class WandbSink:
         if self._row.has_last_reading:
             self.overwritten += 1
             undefined = self._now_undefined(report, numbers)
-            self._run.summary.update(axis | numbers)  # a loop that logs rarely shows the last values nevertheless
+            self._run.summary.update(axis | numbers)  # shows the last values even if the loop logs rarely
         else:
             self._keys_in_row = set()
         self._row.add_reading(numbers | undefined, report.x)
@@ -161,7 +161,7 @@ class WandbSink:
         self.written += 1
 
     def _now_undefined(self, report: Report, numbers: Mapping[str, float]) -> dict[str, float]:
-        """Return NaN for the keys in the row that belong to layers read again now, but have no value any more."""
+        """Return NaN for the keys in the row that belong to layers read now, but are undefined now."""
         again = {portable(layer.name) for layer in report.new}
         return {key: math.nan for key in self._keys_in_row - numbers.keys() if key.partition("/")[2] in again}
 
@@ -179,7 +179,7 @@ class WandbSink:
         self._row.add_media(histograms, report.x, HISTOGRAM_PARTS)
 
     def _write_page(self) -> None:
-        """Put the HTML report of the run into its summary, in the place of an earlier one."""
+        """Write the HTML report of the run into its summary; it replaces an earlier one."""
         import wandb  # noqa: PLC0415 -- optional
 
         self._page_is_due, self._page_step = False, self._data.last_step
@@ -201,7 +201,7 @@ class WandbSink:
         self._write_page()
         if self.overwritten:
             self._log_overwritten()
-        if self._row.has_last_reading:  # else a picture would begin a row after the user's last
+        if self._row.has_last_reading:  # otherwise a picture would begin a new row after the user's last one
             for _ in range(min(len(self._media), MAX_LAST_PICTURES)):
                 self.catch_up()
 

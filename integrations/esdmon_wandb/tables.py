@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from esdmon import LayerReport
 
 MAX_NUMBERS = 30_000
-"""Numbers that are kept: W&B takes 13 µs for each to make a table of them, so 0.4 s at the end. Our choice."""
+"""Largest count of numbers that are kept: W&B takes 13 µs for each in a table, so 0.4 s at the end. Our choice."""
 
 
 def phase_table(layers: Iterable[LayerReport]) -> wandb.Table:

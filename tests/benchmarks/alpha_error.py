@@ -1,4 +1,4 @@
-"""Whether the standard error of alpha is right: how often the true exponent of exact Pareto draws lies within it.
+"""Check the standard error of alpha: count how often the true exponent of exact Pareto draws lies within it.
 
     python -m tests.benchmarks.alpha_error [--draws 400]
 

@@ -1,4 +1,4 @@
-"""Makes the table of `esdmon/spectrum/nulls.py` again: what the power-law fit says of pure noise.
+"""Regenerate the table of `esdmon/spectrum/nulls.py`: the power-law fit on pure noise.
 
     python -m tests.benchmarks.alpha_null
 

@@ -1,4 +1,4 @@
-"""A network that learns its examples by heart, generalises late, and is trained on far beyond that.
+"""Train a network that first memorises its examples, generalises late, and is then trained much longer.
 
     python -m tests.benchmarks.anti_grokking train [--minutes 60] [--decay 0] [--out runs/anti_grokking]
     python -m tests.benchmarks.anti_grokking draw [--out runs/anti_grokking]

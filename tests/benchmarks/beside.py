@@ -1,4 +1,4 @@
-"""What a reading beside the training costs a loop of many small operations, in a thread and in a worker process.
+"""Measure the cost of a concurrent reading, by a thread or a worker process, to a loop of many small operations.
 
 `python -m tests.benchmarks.beside`: steps of 2000 small operations, in blocks: beside no reading, beside readings in a
 thread, beside readings in a process, in turn. Times are of the operations alone, without what the hook copies.

@@ -1,4 +1,4 @@
-"""What scanning a checkpoint on disk holds in memory, in multiples of its largest tensor.
+"""Measure the memory of a scan of a checkpoint on disk, in multiples of its largest tensor.
 
     python -m pip install -c constraints.txt -e ".[test]" && python -m tests.benchmarks.checkpoint_memory
 

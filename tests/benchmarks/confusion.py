@@ -1,4 +1,4 @@
-"""How often the classifier is right on matrices of known phase.
+"""Measure how often the classifier is right on matrices of known phase.
 
     python -m tests.benchmarks.confusion --draws 40 --seed 2
 

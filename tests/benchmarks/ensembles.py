@@ -1,4 +1,4 @@
-"""Matrices of known phase, to set the classifier's thresholds on and, with other seeds, to report on.
+"""Generate matrices of known phase: the classifier's thresholds are set on some seeds, and tested on others.
 
 The phases are those of Martin & Mahoney, JMLR 22 (2021) 165, §4: W = W_rand + Δ, and
 

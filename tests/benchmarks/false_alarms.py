@@ -1,4 +1,4 @@
-"""How often healthy trainings raise an alert.
+"""Count how often healthy trainings raise an alert.
 
     python -m tests.benchmarks.false_alarms [--seed 200] [--long] [--out runs/healthy] [--only PATTERN]
 

@@ -1,4 +1,4 @@
-"""Fourteen ways in which trainings go wrong in `value.py`, and what counts as the right name of each."""
+"""Define the fourteen faults of trainings in `value.py`, and the alerts that count as the right name of each."""
 
 from tests.benchmarks.faults import (
     CNN,

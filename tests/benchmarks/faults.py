@@ -1,4 +1,4 @@
-"""Healthy trainings and the faults that are put into them, for `value.py` and `unseen.py`.
+"""Define healthy trainings and the faults that are injected into them, for `value.py` and `unseen.py`.
 
 A `Recipe` is a healthy training of `healthy.py`. A fault takes hold of a `Training` once, at its step, and stays; a
 `Kind` is a fault with the recipes and the strengths at which it is tried.

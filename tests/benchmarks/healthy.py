@@ -1,4 +1,4 @@
-"""Healthy trainings of many kinds, on data that ships in packages: scikit-learn's digits, the help texts of Python.
+"""Define healthy trainings of many kinds, on data in packages: scikit-learn's digits, the help texts of Python.
 
 A `Task` is a network with its data and its loss; a `Run` is a task, an optimizer, a schedule and a seed. Recipes are
 those that practitioners use, and each run says by its own loss and accuracy whether it went well.

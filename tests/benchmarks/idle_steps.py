@@ -1,4 +1,4 @@
-"""What watching costs at a step at which nothing is due, in training loops of small networks.
+"""Measure the cost of a monitor at steps without a due reading, in training loops of small networks.
 
     python -m tests.benchmarks.idle_steps
 

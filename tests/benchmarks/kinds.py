@@ -1,4 +1,4 @@
-"""Healthy trainings of other kinds: of coordinates, by physics, with noise, without labels, without nonlinearity."""
+"""Define healthy trainings of other kinds: on coordinates, by physics, with noise, without labels, linear ones."""
 
 import math
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Models in the shapes of GPT-2 small, ResNet-50 and MiniLM-L6, with weights that look trained."""
+"""Create models with the shapes of GPT-2 small, ResNet-50 and MiniLM-L6, and weights that look trained."""
 
 import math
 import time

@@ -1,4 +1,4 @@
-"""Small checkpoints of each format, and ways to damage one or to make it hostile: for `fuzz_checkpoints`."""
+"""Create small checkpoints of each format, and damage them or make them hostile, for `fuzz_checkpoints`."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""The classifier against layers of published networks.
+"""Compare the classifier with hand-made labels of layers of published networks.
 
     python -m tests.benchmarks.networks                 # the tables below, from tests/data/networks.npz
     python -m tests.benchmarks.networks noise FOLDER    # noise with each layer's scales, and its shuffled elements

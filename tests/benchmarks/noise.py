@@ -1,4 +1,4 @@
-"""What the classifier says of pure noise: it should be random-like, with no meaningful alpha and no alert.
+"""Test the classifier on pure noise, which should be random-like, without a meaningful alpha and without alerts.
 
     python -m tests.benchmarks.noise
     python -m tests.benchmarks.noise --large     # M = 2048 and 4096, rows and columns of different scales, two dtypes

@@ -1,4 +1,4 @@
-"""What is raised when trainings of other kinds go wrong: kinds on which no threshold was set.
+"""Record the alerts on faulty trainings of other kinds, on which no threshold was set.
 
     python -m tests.benchmarks.other_kinds [--only PATTERN] [--every 40]
 

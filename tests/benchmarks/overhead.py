@@ -1,4 +1,4 @@
-"""What watching costs a training: time with esdmon over time without, beside what else logs weights.
+"""Measure the overhead of a monitor: time of a training with esdmon over time without, and that of other loggers.
 
     python -m tests.benchmarks.overhead                  # three networks, and three of ten times the layers
     python -m tests.benchmarks.overhead --rounds 4 --networks cnn

@@ -1,4 +1,4 @@
-"""The faults of a ReLU MLP on digits with which the alerts were first tried, beside what a user sees without spectra.
+"""Run the faults of a ReLU MLP on digits on which alerts were first tried, and compare with signals without spectra.
 
     python -m tests.benchmarks.pilot [--every 20] [--begin STEP] [--out runs/value]
 

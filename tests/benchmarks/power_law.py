@@ -1,4 +1,4 @@
-"""The power-law fit against its peers: the same numbers, and how much sooner.
+"""Compare the power-law fit with other packages: equality of the numbers, and speed.
 
     python -m pip install -c constraints.txt -e ".[bench]" && python -m tests.benchmarks.power_law
 

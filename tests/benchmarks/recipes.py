@@ -1,4 +1,4 @@
-"""How often healthy trainings by less usual recipes raise an alert: recipes on which no threshold was set.
+"""Count alerts in healthy trainings by less usual recipes, on which no threshold was set.
 
     python -m tests.benchmarks.recipes [--seed 200] [--runs 3] [--only PATTERN]
 

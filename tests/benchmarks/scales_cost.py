@@ -1,4 +1,4 @@
-"""What the law of noise with unequal scales costs the readings of published layers, in a training.
+"""Measure the cost of the law of noise with unequal scales in readings of published layers during a training.
 
     python -m tests.benchmarks.scales_cost FOLDER [--moved 0.001] [--steps 24]
 

@@ -1,4 +1,4 @@
-"""How soon alerts fire in trainings that go wrong: a table of the scenarios of tests/alerts.
+"""Measure how soon alerts fire in faulty trainings: a table of the scenarios of tests/alerts.
 
 python -m tests.benchmarks.scenarios
 """

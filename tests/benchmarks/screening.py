@@ -1,4 +1,4 @@
-"""What a screening of a weight costs beside a reading, and how near its largest eigenvalue is.
+"""Measure the cost of a screening relative to a reading, and the error of its largest eigenvalue.
 
     python -m tests.benchmarks.screening [cost] [error]
 

@@ -1,4 +1,4 @@
-"""What ranks do between scheduled steps: `python -m tests.benchmarks.sharded_polls`.
+"""Measure the work of ranks between scheduled steps: `python -m tests.benchmarks.sharded_polls`.
 
 A poll of the store of another process, and samples of single steps, of whole weights and of fragments.
 """

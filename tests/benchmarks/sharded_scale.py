@@ -1,4 +1,4 @@
-"""What the monitor's messages amount to in a job of 64 to 4096 ranks, by the real protocol over a store that counts.
+"""Count the monitor's messages in a job of 64 to 4096 ranks, by the real protocol over a counting store.
 
 `python -m tests.benchmarks.sharded_scale` prints the table of docs/sharded.md. Rank 0's part runs as it does in a job;
 the other ranks are their tables, which are computed as FSDP2 would cut a decoder, and as many polls of the store as

@@ -1,4 +1,4 @@
-"""A long training of two ranks with sharded weights: threads, files with sockets, copies and memory do not grow.
+"""Run a long training of two ranks with sharded weights: threads, open files, copies and memory must not grow.
 
 `python -m tests.benchmarks.sharded_soak` runs 20 000 steps with 2000 due steps, and prints what there is after a fifth
 of them and at the end, on each rank.

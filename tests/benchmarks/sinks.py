@@ -1,4 +1,4 @@
-"""What a reading costs each sink: writing the report of a model of 200 layers, all of them read.
+"""Measure the time of each sink to write the report of a model of 200 layers, all of them read.
 
     python -m tests.benchmarks.sinks
 

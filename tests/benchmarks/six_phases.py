@@ -1,4 +1,4 @@
-"""The picture of the six phases in the documentation: one matrix of each, from the ensembles of known phase.
+"""Draw the picture of the six phases for the documentation: one matrix of each, from the ensembles of known phase.
 
 python -m tests.benchmarks.six_phases docs/images/six_phases.png
 """

@@ -1,4 +1,4 @@
-"""What is saved by not reading matrices that have hardly moved, and what is missed meanwhile.
+"""Measure the savings of skipping matrices that have hardly moved, and the changes that are missed meanwhile.
 
     python -m tests.benchmarks.skipped
 

@@ -1,4 +1,4 @@
-"""A long run of a small model: what watching holds after thousands of readings.
+"""Run a small model for thousands of readings, and measure the memory that the monitor holds.
 
     python -m tests.benchmarks.soak [--steps 20000] [--mode thread]
 

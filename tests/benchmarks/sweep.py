@@ -1,4 +1,4 @@
-"""How long a large model takes until its first report covers every kind of layer, and until each matrix was read.
+"""Measure the time until reports of a large model cover every kind of layer, and until each matrix was read.
 
     python -m tests.benchmarks.sweep [--every 200] [--seconds-per-step 1.0] [--budget 0.01]
 

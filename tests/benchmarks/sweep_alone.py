@@ -1,4 +1,4 @@
-"""Sweeps of a large model by one process, on a clock that is a number; see `tests.benchmarks.sweep`."""
+"""Simulate sweeps of a large model by one process, with a simulated clock; see `tests.benchmarks.sweep`."""
 
 import itertools
 import math

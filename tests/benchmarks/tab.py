@@ -1,4 +1,4 @@
-"""How large a run TensorBoard's tab opens: `python -m tests.benchmarks.tab [--layers 200] [--readings 10000]`.
+"""Open a large run in TensorBoard's tab: `python -m tests.benchmarks.tab [--layers 200] [--readings 10000]`.
 
 Writes a run in which every layer is read each time, starts TensorBoard with each of its back ends, waits until it has
 read the run, and prints how long the page takes in Chromium from the address to the drawn map, spectrum and table, how

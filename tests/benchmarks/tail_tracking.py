@@ -1,4 +1,4 @@
-"""Whether to follow the tail of a spectrum between readings by its eigenvectors pays on a CPU.
+"""Test whether tracking the tail of a spectrum by its eigenvectors between readings saves time on a CPU.
 
     python -m tests.benchmarks.tail_tracking [cost] [error]
 

@@ -1,4 +1,4 @@
-"""The classifier against spectra of trained layers, labelled by hand.
+"""Compare the classifier with hand-made labels of the spectra of trained layers.
 
     python -m tests.benchmarks.trained                 # confusion tables of both halves, and every miss
     python -m tests.benchmarks.trained misses FOLDER   # the same, and a picture of the misses that were held back

@@ -1,4 +1,4 @@
-"""Three ways to bring a fragment from the rank that holds it to the one that needs it, and how failures end in each.
+"""Compare three transports of a fragment between ranks, and the behaviour of each after failures.
 
 `python -m tests.benchmarks.transports` prints the table of docs/sharded.md, in some two minutes. Each cell is a pair of
 processes: one holds 16 or 256 MB, the other fetches it in a thread with a patience of two seconds, while its main

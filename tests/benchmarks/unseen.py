@@ -1,4 +1,4 @@
-"""What is raised where held-back accuracy holds while something goes wrong in the weights, and what comes of it.
+"""Record alerts on faults of weights that do not change the held-out accuracy, and their later consequences.
 
     python -m tests.benchmarks.unseen [--seeds 3] [--only PATTERN] [--out runs/unseen]
 

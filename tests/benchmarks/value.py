@@ -1,4 +1,4 @@
-"""Whether an alert comes before the user sees the fault elsewhere, and with the right name.
+"""Test whether an alert names a fault correctly, and comes before other signals show it.
 
     python -m tests.benchmarks.value [--every 20] [--only PATTERN] [--out runs/value]
 

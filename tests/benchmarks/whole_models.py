@@ -1,4 +1,4 @@
-"""Whole models against WeightWatcher: the same alphas, and what they cost in time and memory.
+"""Compare whole models with WeightWatcher: equality of alphas, and cost in time and memory.
 
     python -m pip install -c constraints.txt -e ".[bench]" && python -m tests.benchmarks.whole_models
 

@@ -1,4 +1,4 @@
-"""How long a model is read by worker processes, over one thread; and by the threads of OpenBLAS, as it was before.
+"""Compare the time of reading a model by worker processes, by one thread, and by the threads of OpenBLAS.
 
     python -m tests.benchmarks.workers [--width 3072] [--count 8] [--last 0] [--rounds 5] [--busy]
 

@@ -82,7 +82,7 @@ class Collector:
         missed = {name for name in asked if name not in answer or answer[name][0].status == "failed"}
         for name, (layer, seconds) in answer.items():
             due.seconds += seconds
-            if name not in missed:  # some rank may have missed the plan: the reading before stays
+            if name not in missed:  # if a rank may have missed the plan, the previous reading is kept
                 due.read[name] = replace(layer, host_step=due.host_step, extra=due.extra)
                 is_readable = layer.status == "ok"
                 self._priority.took(name, seconds, readable=is_readable, on_device=task.in_hook > 0)

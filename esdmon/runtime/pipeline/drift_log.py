@@ -11,7 +11,7 @@ from esdmon.schedule.budget import Budget
 from esdmon.schedule.priority import ReadPriority
 
 _BATCH = 32  # matrices whose drift is measured before the credit is checked again
-_FEW = 4  # matrices whose drift is measured where there is no credit
+_FEW = 4  # matrices whose drift is measured even without credit
 _SHARE = 0.5  # share of the credit that may go into measuring drift
 
 
@@ -21,9 +21,9 @@ class DriftLog:
 
     Args:
         source: the matrices of this process.
-        priority: takes note of their drift.
+        priority: records the drift.
         budget: limits how many are measured at a due step.
-        team: the ranks of the job, which have matrices of their own; None for a process that is alone.
+        team: the ranks of the job, which have their own matrices; None for a single process.
     """
 
     def __init__(self, source: Source, priority: ReadPriority, budget: Budget, team: Team | None) -> None:
@@ -51,17 +51,17 @@ class DriftLog:
             for name in names[:count]:
                 local = known[name]
                 drift = drifts.get(local)
-                if drift is None:  # of an accelerator it is known at the next due step
+                if drift is None:  # on an accelerator it is known at the next due step
                     self._priority.expect(name, step)
                     self._not_measured.add(name)
-                elif not math.isnan(drift) or self.is_here(name):  # else the readings of other ranks say it
+                elif not math.isnan(drift) or self.is_here(name):  # otherwise the readings of other ranks contain it
                     self._priority.drifted(name, step, drift, trainable=self._source.is_trainable(local))
             names = names[count:]
             if self._budget.credit < (1 - _SHARE) * credit or credit <= 0:
                 break
 
     def learn(self, read: Mapping[str, LayerReport], latest: Mapping[str, LayerReport]) -> None:
-        """Take note of how fast those matrices move that could not be measured at a due step.
+        """Record the drift rate of matrices that could not be measured at a due step.
 
         Args:
             read: readings of a due step.

@@ -12,33 +12,33 @@ from esdmon.runtime.workers.source import Task
 
 @dataclass(slots=True)
 class DueStep:
-    """A due step, with its readings finished and under way."""
+    """A due step, with its finished and unfinished readings."""
 
     step: int
     host_step: int | None
     drift: Mapping[str, float]
-    """How far each matrix has moved since it was read, as last measured."""
+    """The drift of each matrix since it was read, as last measured."""
     since: float
     """The time of the step, in seconds of the monotonic clock."""
     extra: bool = False
-    """Whether the step is not scheduled."""
+    """True if the step is not scheduled."""
     first: Collection[str] = ()
-    """Matrices that come before all others."""
+    """Matrices that are read before all others."""
     asked: frozenset[str] = frozenset()
     """At a step that is not scheduled: the matrices in whose readings other ranks take part."""
     missed: set[str] = field(default_factory=set)
-    """Matrices of `asked` that a rank has not read, or of which a rank has not given its part."""
+    """Matrices of `asked` that a rank has not read, or whose fragment a rank has not served."""
     begun: set[str] = field(default_factory=set)
     owners: Mapping[str, int] = field(default_factory=dict)
-    """The rank that reads each matrix, of those that rank 0 has assigned."""
+    """The rank to which rank 0 has assigned each matrix."""
     here: deque[Task] = field(default_factory=deque)
-    """Under way in this process, in the order in which they will be finished."""
+    """Unfinished readings of this process, in the order in which they will be finished."""
     elsewhere: Task | None = None
-    """Under way on other ranks."""
+    """Unfinished readings on other ranks."""
     until: float = math.inf
-    """The time from which what is under way on other ranks may be given up."""
+    """The time from which unfinished readings of other ranks may be cancelled."""
     until_step: int = 0
-    """The step from which it may be given up: both must be reached."""
+    """The step from which they may be cancelled: both must be reached."""
     read: dict[str, LayerReport] = field(default_factory=dict)
     seconds: float = 0.0
 
@@ -57,5 +57,5 @@ class DueStep:
 
     @property
     def is_complete(self) -> bool:
-        """Return whether nothing is under way."""
+        """Return whether all readings are finished."""
         return not self.here and self.elsewhere is None

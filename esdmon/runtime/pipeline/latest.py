@@ -49,7 +49,7 @@ class LatestReadings:
 
         Args:
             names: of all matrices that are listed.
-            is_final: whether no rank will announce others: then nothing is awaited any more.
+            is_final: True if no rank will announce further matrices, so that no reading is awaited any more.
         """
         found = {name: self._awaited.pop(name) for name in names if name in self._awaited}
         kept = found | self.read
@@ -59,7 +59,7 @@ class LatestReadings:
         return found
 
     def take(self, read: Mapping[str, LayerReport], names: Iterable[str]) -> None:
-        """Take the readings of a due step, of the matrices that there are."""
+        """Store the readings of a due step, for existing matrices."""
         settled = {name: read[name].settle(self.read.get(name)) for name in names if name in read}
         self.read |= settled
         self.read |= {name: beside_base(layer, self.read) for name, layer in settled.items()}

@@ -32,9 +32,9 @@ class ReadingPipeline:
         source: the matrices.
         executor: finishes readings.
         budget: the seconds that may be spent.
-        team: the ranks of the job, of which this is rank 0; None for a process that is alone.
+        team: the ranks of the job, on rank 0; None for a single process.
         max_tags: passed on to the sinks in each report.
-        queue: due steps whose readings may be under way.
+        queue: largest number of due steps with unfinished readings.
     """
 
     reports = True
@@ -61,7 +61,7 @@ class ReadingPipeline:
         self._forget()
         self._steps = self._last_due = 0
         self.is_ready = team is None
-        """Whether there is nothing to do before the first due step."""
+        """True if there is nothing to do before the first due step."""
 
     @property
     def latest(self) -> Mapping[str, LayerReport]:
@@ -108,7 +108,7 @@ class ReadingPipeline:
         """Check which copies have arrived from an accelerator, and let threads begin allowed readings."""
         self._steps += not waiting
         for due in self._due if waiting else ():
-            due.until_step = 0  # while the training waits, no thread pauses
+            due.until_step = 0  # threads do not pause while the training waits
         self._source.advance()
         self._executor.advance(waiting=waiting)
         if waiting and self._team is not None:
@@ -262,7 +262,7 @@ class ReadingPipeline:
         """End the threads, and let other ranks fetch the copies that they wait for."""
         self._executor.close()
         if self._team is not None:
-            self._source.advance(wait=True)  # what they fetch from this rank
+            self._source.advance(wait=True)  # copies that they fetch from this rank
             self._team.close()
 
     def state_dict(self) -> Plain:

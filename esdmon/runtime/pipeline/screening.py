@@ -13,24 +13,24 @@ from esdmon.schedule.budget import Budget
 from esdmon.schedule.priority import ReadPriority
 
 SHARE = 0.25
-"""Part of the budget that may go into screening. Our choice."""
+"""Largest part of the budget for screening. Our choice."""
 WORTH = 10
-"""A matrix is screened where its reading takes at least this many times as long as its screening. Our choice."""
+"""A matrix is screened if its reading takes at least this many times as long as its screening. Our choice."""
 
 
 @final
 class Screening:
-    """Screen the matrices that were not read for some due steps, the longest not known first.
+    """Screen the matrices that were not read for some due steps, the least recently known first.
 
-    The cost is measured, from where this process began or continued the run. Once it is more than a quarter of the
-    budget, the other matrices wait for the next due step.
+    The cost is measured since this process began or continued the run. If it exceeds a quarter of the budget, the
+    remaining matrices wait for the next due step.
 
     Args:
         source: the matrices of this process.
-        priority: says which to screen, and takes note of how λmax has changed.
-        drift: knows which matrices this process holds.
+        priority: chooses the matrices to screen, and records changes of λmax.
+        drift: returns whether this process holds a matrix.
         budget: measures the cost; the caller charges it.
-        team: the ranks of the job, which compute the norms of sharded matrices together; None for a process alone.
+        team: the ranks of the job, which compute the norms of sharded matrices together; None for a single process.
     """
 
     def __init__(
@@ -44,18 +44,18 @@ class Screening:
         self._since = budget.run_seconds
         self._spent = 0.0
         self._costs: dict[str, float] = {}
-        """Least seconds of a screening of each matrix so far."""
+        """Smallest seconds of a screening of each matrix so far."""
         self._mean = math.inf
         """Seconds of a sharded matrix at the last screening; infinite at first, so that one is tried."""
         self._found: dict[str, list[Screened]] = {}
-        """Of each matrix the last that was reported, and those that wait for the reports of their steps."""
+        """For each matrix the last reported screening, and the ones that wait for the reports of their steps."""
 
     def screen(self, step: int, *, without: Collection[str], latest: Mapping[str, LayerReport]) -> None:
-        """Begin to screen within the allowance.
+        """Begin to screen matrices within the allowance.
 
         Args:
             step: optimizer steps taken.
-            without: matrices that are read at this step.
+            without: the matrices that are read at this step.
             latest: the last readings.
         """
         with self._budget.measured() as cost:
@@ -71,7 +71,7 @@ class Screening:
         self._spent += cost.seconds
 
     def screen_together(self, team: Team, step: int) -> None:
-        """Begin, as all ranks do, to compute the norms that `ahead` has planned at the due step before."""
+        """Begin, on all ranks, to compute the norms that `ahead` has planned at the previous due step."""
         with self._budget.measured() as cost:
             names, beside = team.screen(step)
         if names:
@@ -80,11 +80,11 @@ class Screening:
             self._note(names, step, beside, self._mean)
 
     def ahead(self, team: Team, without: Collection[str]) -> dict[str, int]:
-        """Return the sharded matrices to screen at the next due step, within the allowance of now, and longer sides.
+        """Return sharded matrices to screen at the next due step, within the current allowance, with longer sides.
 
         Args:
             team: the ranks of the job, which compute the norms together.
-            without: matrices that are read then.
+            without: the matrices that are read at that step.
         """
         left = self._allowance - self._spent
         chosen: dict[str, int] = {}
@@ -101,7 +101,7 @@ class Screening:
         return self._priority.expected(name) >= WORTH * self._costs.get(name, 0.0)
 
     def _begin(self, name: str, step: int) -> None:
-        """Begin to screen a matrix, if that is worth while."""
+        """Begin to screen a matrix, if that is cheap enough compared with a reading."""
         if not (self._is_worth(name) and self._drift.is_here(name)):
             return
         with self._budget.measured() as cost:
@@ -137,7 +137,7 @@ class Screening:
         return SHARE * (self._budget.share or 0.0) * (self._budget.run_seconds - self._since)
 
     def _take(self, latest: Mapping[str, LayerReport]) -> None:
-        """Take the screenings that are computed by now, and give the priority the changes of λmax."""
+        """Collect the finished screenings, and pass the changes of λmax to the priority."""
         for found in (*self._source.screened(), *(self._team.screened() if self._team is not None else ())):
             layer = latest.get(found.name)
             if not math.isfinite(found.frobenius_norm):
@@ -151,9 +151,9 @@ class Screening:
 
 
 def _change(layer: LayerReport, now: Screened) -> float:
-    """Return |Δ ln λmax| from a reading to a screening, less the residual of the latter; 0 where it is not known.
+    """Return |Δ ln λmax| from a reading to a screening, minus the residual of the latter; 0 if it is not known.
 
-    Of a sharded matrix |Δ ln ‖W‖_F|, which is at most ‖ΔW‖/‖W‖ in first order.
+    For a sharded matrix, return |Δ ln ‖W‖_F|, which to first order is at most ‖ΔW‖/‖W‖.
     """
     measure, error = ("frobenius_norm", 0.0) if math.isnan(now.spectral_norm) else ("lambda_max", now.residual)
     before, after = layer.measures.get(measure, math.nan), float(getattr(now, measure))

@@ -25,37 +25,38 @@ class Assembly:
 
     step: int
     readings: Mapping[str, Callable[[], LayerReport]]
-    """By the names of the matrices in the job: what finishes each reading, once the parameters are put together."""
+    """Functions that finish each reading once its parameters are assembled, by name of the matrix in the job."""
     keys: Mapping[str, str]
-    """By this rank's names of the parameters: the key under which each holder keeps its copy."""
+    """Keys under which the holders keep their copies, by this rank's names of the parameters."""
     holders: Mapping[str, Callable[[], tuple[Holder, ...]]]
-    """By this rank's names of the parameters: looks up the holders of all fragments in the job's store."""
+    """Functions that look up the holders of all fragments in the job's store, by this rank's names of the
+    parameters."""
     own: Mapping[str, Own]
     """Copies of this rank's fragments."""
     until: float
-    """The time of the monotonic clock at which copies have to be there."""
+    """The deadline for copies, on the monotonic clock."""
     failures: dict[int, str]
-    """Ranks that did not give their fragment, and why: added by `read`."""
+    """Ranks that did not serve their fragment, and the reasons; filled by `read`."""
     left: Callable[[], Collection[int]]
     """Returns the ranks that have closed their monitors."""
 
     def read(
         self, source: ShardedSource, exchange: FragmentExchange | None, memory_limit: MemoryLimit, clock: Clock
     ) -> Answer:
-        """Put the parameters together and read the matrices.
+        """Assemble the parameters and read the matrices.
 
         Args:
             source: the matrices of this rank's model.
-            exchange: fetches the fragments of other ranks; None for a rank that cannot.
+            exchange: fetches the fragments of other ranks; None if this rank cannot.
             memory_limit: waits until there is memory for the whole parameters.
-            clock: returns seconds in the calling thread.
+            clock: returns the seconds of the calling thread.
 
         Returns:
-            The readings, each with its seconds without those of waiting. A matrix that cannot be put together has a
-            failed one, and none where a rank has closed its monitor before this step: an earlier reading stays.
+            The readings, each with its seconds without waiting. A matrix that cannot be assembled has a failed reading;
+            if a rank has closed its monitor before this step it has none, so that an earlier reading is kept.
 
         Raises:
-            Exception: where the source is strict.
+            Exception: any error, if the source is strict.
         """
         stopwatch = _Stopwatch(clock)
         answer: Answer = {}
@@ -110,7 +111,7 @@ class _Stopwatch:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Count of a block its CPU time only."""
+        """Count only the CPU time of a block."""
         since, cpu = self._clock(), time.thread_time()
         try:
             yield

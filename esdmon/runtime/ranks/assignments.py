@@ -1,4 +1,4 @@
-"""Define `Assignments`: the part of each rank at a due step, to serve copies of its fragments and read its matrices.
+"""Define `Assignments`: the work of each rank at a due step: serve copies of its fragments, read its matrices.
 
 In the training's thread the store is polled once for rank 0's plan, and copies are started, without waiting. Matrices
 that need fragments of other ranks are assembled and read in a thread of the executor (`assembly.py`), as many at a time
@@ -35,40 +35,40 @@ _KEPT = 3  # due steps whose copies are kept, this one included: readings may be
 
 @dataclass(frozen=True, slots=True)
 class Assigned:
-    """What was begun at a due step."""
+    """The work that was begun at a due step."""
 
     plan: Plan
     tasks: tuple[Task, ...]
-    """Of this rank, with the names of the job."""
+    """The tasks of this rank, with the names of the job."""
     moved: Mapping[str, Ratio]
-    """‖ΔW‖/‖W‖ since the last reading of those matrices of which this rank holds all."""
+    """‖ΔW‖/‖W‖ since the last reading, for matrices that this rank holds completely."""
     sampled: Mapping[str, StepSample] = field(default_factory=dict)
-    """On rank 0: what the last sample of single steps has shown of these matrices."""
+    """On rank 0: the last samples of single steps of these matrices."""
     failures: dict[int, str] = field(default_factory=dict)
-    """Ranks that did not give their fragment, and why; complete when the tasks are finished."""
+    """Ranks that did not serve their fragment, and the reasons; complete when the tasks are finished."""
 
 
 @final
 class Assignments:
-    """Do what rank 0 assigns to this rank; rank 0 itself does so too.
+    """Do the work that rank 0 assigns to this rank; rank 0 uses it for its own part.
 
     Args:
         source: the matrices of this rank's model.
         executor: finishes readings.
-        ranks: the messages of the job.
-        limits: bytes of copies, and seconds of waiting.
+        ranks: exchanges messages with the other ranks.
+        limits: limits on bytes of copies and seconds of waiting.
     """
 
     def __init__(self, source: ShardedSource, executor: Executor, ranks: Coordinator, *, limits: Limits) -> None:
         self._source = source
         self.parts = source.parts
-        """What this rank holds of the job's weights."""
+        """The parts of the job's weights on this rank."""
         self._executor = executor
         self._ranks = ranks
         self._limits = limits
         self._previous: int | None = None
         self._begun: deque[tuple[int, float]] = deque()
-        """The last due steps, with their times: the first of them is that of the oldest copies that are kept."""
+        """The last due steps, with their times; the first one belongs to the oldest kept copies."""
         self._ending = 0
         self._role = Role({}, {})
         self._version = 0
@@ -78,7 +78,7 @@ class Assignments:
         self.announcer = Announcer(source, executor, ranks, limits)
         """What this rank has announced, and the copies that it serves."""
         self.memory_limit = MemoryLimit(limits.copied_bytes)
-        """For what this rank puts together."""
+        """Limits the memory of parameters that this rank assembles."""
         self.norms = FragmentNorms(source.parts, ranks)
 
     def restart(self) -> None:
@@ -112,7 +112,7 @@ class Assignments:
         return self.follow(plan, step)
 
     def follow(self, plan: Plan, step: int) -> Assigned | None:
-        """Give the copies of a plan, and begin what it assigns to this rank; None where this rank has no role yet."""
+        """Serve the copies of a plan, and begin the readings of this rank; None if this rank has no role yet."""
         self._ending = plan.ending
         self._executor.end_within(plan.ending)
         if plan.version != self._version:
@@ -122,7 +122,7 @@ class Assignments:
             self._role, self._version = role, plan.version
             self._holders = self._look_up_holders(plan.version)
         sampled = {}
-        if not self._ranks.rank:  # the only one that samples steps
+        if not self._ranks.rank:  # only rank 0 samples steps
             sampled = {
                 name: self._source.last_step(self.local(name))
                 for assignment in plan.assignments
@@ -135,7 +135,7 @@ class Assignments:
         for assignment in plan.assignments:
             if assignment.parameters:
                 own = self._copy(assignment, step, marked)
-                if not self._ranks.rank:  # which measures how far each has moved since
+                if not self._ranks.rank:  # rank 0 measures how far each has moved since
                     for name in assignment.names:
                         self._source.mark(self.local(name))
                 if assignment.owner == self._ranks.rank:
@@ -173,13 +173,13 @@ class Assignments:
         return self._role.local.get(name, name)
 
     def _left(self) -> Collection[int]:
-        """Return the ranks that are known to have closed; none where the store is gone."""
+        """Return the ranks that are known to have closed; none if the store does not exist any more."""
         with suppress(Exception):
             return self._ranks.left()
         return ()
 
     def _expire(self, exchange: FragmentExchange, step: int) -> None:
-        """Forget copies that nobody fetches any more: of two due steps ago, where no thread may still wait for them."""
+        """Discard copies of two due steps ago that no rank fetches any more, and no thread may still wait for."""
         now = time.monotonic()
         self._begun.append((step, now))
         while len(self._begun) > _KEPT and self._begun[1][0] <= step - steps_paused(self._ending):
@@ -187,7 +187,7 @@ class Assignments:
         exchange.expire(min(self._begun[0][1], now - 2 * exchange.patience))
 
     def _copy(self, assignment: Assignment, step: int, marked: dict[str, Callable[[], Moved]]) -> dict[str, Own]:
-        """Copy this rank's fragments: for its own reading, or for an owner that does not hold the same itself."""
+        """Copy this rank's fragments: for its own reading, or for a reader that does not hold the same fragment."""
         own: dict[str, Own] = {}
         for name in assignment.parameters:
             local = self.local(name)
@@ -239,7 +239,7 @@ class Assignments:
         return self._source.begin(self.local(name), step, moved=unknown, copy=False)
 
     def _look_up_holders(self, version: int) -> Callable[[str], tuple[Holder, ...]]:
-        """Return the function that looks up who gives the fragments of a parameter, once for each."""
+        """Return the function that looks up the holders of the fragments of a parameter, once per parameter."""
         return cache(partial(self._ranks.holders, version))
 
     def _key(self, step: int, assignment: Assignment, parameter: str) -> str:
@@ -247,7 +247,7 @@ class Assignments:
 
 
 def _fails(rank: int, why: str) -> Own:
-    """Return in the place of a copy functions that raise the reason why there is none."""
+    """Return functions that raise the reason why there is no copy, in place of functions that return it."""
 
     def fail() -> NoReturn:
         raise PeerError(rank, f"rank {rank} {why}", answers=True)

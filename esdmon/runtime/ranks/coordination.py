@@ -1,10 +1,10 @@
 """Exchange messages between the ranks of a job: the weights that each holds, the plans of rank 0, and the readings.
 
 The ranks exchange texts through the key-value store that every `torch.distributed` job has, and use no
-collectives. A collective that one rank does not enter hangs the job: when only rank 0 calls `watch`, when one rank
-fails to read, or when the loop is left early. The store also depends on no backend (NCCL, gloo), and mixes with no
-collective of the training. The training's thread never waits for a message: the plan for a due step is sent at the due
-step before, and a rank without a plan reads nothing.
+collectives. A collective hangs the job if one rank does not enter it: if only rank 0 calls `watch`, if one rank fails
+to read, or if one rank leaves the loop early. The store also does not depend on the backend (NCCL, gloo), and does not
+interfere with collectives of the training. The training's thread never waits for a message: the plan for a due step is
+sent at the due step before, and a rank without a plan reads nothing.
 """
 
 import json
@@ -23,7 +23,7 @@ from esdmon.runtime.workers.source import Answer
 from esdmon.schedule.fragments import Fragment
 
 _KEPT = 8  # due steps whose plan stays in the store, and versions of the holders: ranks may be behind
-_ROLES = 3  # of a rank that stay in the store: it follows a plan of a version before the newest
+_ROLES = 3  # roles of a rank that stay in the store, since its plan may be of an earlier version
 _POLL = 0.02  # seconds between two polls for the problems of other ranks
 
 
@@ -59,7 +59,7 @@ class Plan:
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Return the plan from the result of `to_json`."""
+        """Return the plan that `to_json` was called on."""
         version, plain, polls, ending, screened = json.loads(text)
         assignments = tuple(Assignment(owner, tuple(names), tuple(behind)) for owner, names, behind in plain)
         return cls(version, assignments, tuple(polls), ending, tuple((name, parameter) for name, parameter in screened))
@@ -127,7 +127,7 @@ class Coordinator:
         return self._store.value("token") if self._store.has("token") else None
 
     def common(self, problems: Collection[str], timeout: float) -> set[str] | None:
-        """Return the problems of this rank that every rank has. Called before training, where all ranks call `watch`.
+        """Return the problems of this rank that every rank has. Called before training, if all ranks call `watch`.
 
         Args:
             problems: keys of the problems of this rank.
@@ -173,7 +173,7 @@ class Coordinator:
 
     def left(self) -> frozenset[int]:
         """Return the ranks that have closed their monitors. Their earlier messages are in the store."""
-        left = self._left  # threads that read call this at the same time as the thread that trains
+        left = self._left  # called concurrently by threads that read and by the training's thread
         for number in range(len(left) + 1, self._store.add("left", 0) + 1):
             if not self._store.has(f"left/{number}"):
                 break
@@ -227,7 +227,7 @@ class Coordinator:
         """On rank 0: send the extra plan of a later step, at which all ranks poll, and return when the store has it."""
         key = self._key("extra", step)
         self._say(key, plan, self._extra_plans)
-        self._store.has(key)  # a store answers this, and not `set`
+        self._store.has(key)  # the store answers this request, but not `set`
 
     def extra_plan(self, step: int) -> Plan | None:
         """Return the extra plan of a step at which all ranks poll; None if rank 0 has sent none."""
@@ -238,7 +238,7 @@ class Coordinator:
         """On rank 0: write the request of an alert to the store, and return when the store has it."""
         key = self._key("request", number)
         self._store.set(key, f"{kind} {step}")
-        self._store.has(key)  # a store answers this, and not `set`
+        self._store.has(key)  # the store answers this request, but not `set`
 
     def requested(self, number: int) -> tuple[str, int] | None:
         """Return the kind and the step of the request of this number; None if there are fewer requests."""
@@ -255,7 +255,7 @@ class Coordinator:
             step: the step at which the readings were begun.
             answer: the readings.
             failures: reasons by rank.
-            pace: seconds of reading for each second of this rank's budget.
+            pace: seconds of reading per second of this rank's budget.
         """
         plain = {name: [to_plain(layer), seconds] for name, (layer, seconds) in answer.items()}
         self._store.put(self._key("answer", step, self.rank), json.dumps([plain, failures, pace]))
@@ -298,7 +298,7 @@ class Coordinator:
         return found
 
     def end(self) -> None:
-        """Release the store: from then on it is empty."""
+        """Release the store, which is empty from then on."""
         self._store.close()
 
     def _say(self, key: str, plan: Plan, said: deque[str]) -> None:

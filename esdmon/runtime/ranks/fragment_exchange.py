@@ -1,9 +1,9 @@
 """Define `FragmentExchange`, which serves copies of this rank's fragments to other ranks over TCP, and fetches theirs.
 
-Each copy is fetched by the rank that assembles the matrix, in a thread, with a deadline. So each connection fails
-alone: if a rank is late, silent or dead, the others lose only waiting time in this thread. docs/sharded.md shows by
-measurements why torch's own means are not used: a `TCPStore` whose process is stopped blocks its clients for ever, and
-a pair of gloo that has timed out once is closed for good.
+Each copy is fetched by the rank that assembles the matrix, in a thread, with a deadline. So connections fail
+independently: if a rank is late, silent or dead, the others only lose waiting time in this thread. docs/sharded.md
+shows by measurements why torch's own means are not used: a `TCPStore` whose process is stopped blocks its clients for
+ever, and a pair of gloo that has timed out once is closed for good.
 
 A request is authenticated by a key that rank 0 writes to the job's store. Received data is never unpickled.
 """
@@ -25,15 +25,15 @@ _MOST_REQUEST = 4096  # bytes of a key
 _MAC = hashlib.sha256().digest_size
 _LENGTH = struct.Struct("!I")
 _WAIT = struct.Struct("!d")  # seconds
-_HEAD = struct.Struct("!qdd")  # bytes that follow, or -length of an error message; what `Moved` holds
-_PIECE = 1 << 20  # bytes that are sent within the patience
-_POLL = 0.02  # seconds between two looks at who has closed
-_AT_ONCE = 16  # requests that are answered at the same time; others wait. Our choice.
+_HEAD = struct.Struct("!qdd")  # bytes that follow, or −length of an error message; the fields of `Moved`
+_PIECE = 1 << 20  # bytes that must be sent within the patience
+_POLL = 0.02  # seconds between two checks which ranks have closed
+_AT_ONCE = 16  # requests that are answered concurrently; others wait. Our choice.
 
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """How far a fragment has moved since it was last copied, estimated from a sample: ‖ΔW‖² and ‖W‖² before."""
+    """The move of a fragment since it was last copied, estimated from a sample: ‖ΔW‖², and ‖W‖² before."""
 
     change: float
     norm: float
@@ -45,24 +45,24 @@ def _not_moved() -> Moved:
 
 @dataclass(slots=True)
 class _Kept:
-    """A copy, or why there is none."""
+    """A copy, or the reason why there is none."""
 
     read: Callable[[], memoryview] | None
     size: int
     moved: Callable[[], Moved]
     since: float
     owner: int
-    """The rank that fetches it."""
+    """The rank that fetches the copy."""
     error: str = ""
 
 
 class PeerError(Exception):
-    """Raised where a rank does not give its fragment.
+    """Raised if a rank does not serve its fragment.
 
     Args:
-        rank: which rank.
+        rank: number of the rank.
         reason: what happened.
-        answers: whether it says so itself; else it cannot be reached, or does not answer.
+        answers: True if the rank has sent this reason; False if it cannot be reached, or does not answer.
     """
 
     def __init__(self, rank: int, reason: str, *, answers: bool = False) -> None:
@@ -77,9 +77,9 @@ class FragmentExchange:
     """Serve copies of this rank's fragments, until they are fetched or too old, and fetch fragments of other ranks.
 
     Args:
-        token: the key of the job.
-        most_bytes: of copies that are kept; one that is larger is kept when there is no other.
-        patience: seconds that a request waits for a copy, and for the other side.
+        token: the key that authenticates ranks of the job.
+        most_bytes: largest size of all kept copies; a single larger copy is kept if there is no other.
+        patience: seconds that a request waits for a copy, and for the other rank.
     """
 
     token: bytes
@@ -87,7 +87,7 @@ class FragmentExchange:
     patience: float
     kept_bytes: int = 0
     peak_bytes: int = 0
-    """The most bytes that were kept at any time."""
+    """The largest number of bytes that were kept at any time."""
     _kept: dict[str, _Kept] = field(default_factory=dict)
     _changed: Condition = field(default_factory=Condition)
     _server: socket.socket | None = None
@@ -123,16 +123,16 @@ class FragmentExchange:
             self._changed.notify_all()
 
     def fail(self, key: str, why: str, *, owner: int) -> None:
-        """Leave the reason in the place of a copy, so that nobody waits for it."""
+        """Store the reason why there is no copy, so that no rank waits for it."""
         with self._changed:
             self._kept[key] = _Kept(None, 0, _not_moved, time.monotonic(), owner, why)
             self._changed.notify_all()
 
     def take(self, key: str, until: float) -> tuple[memoryview, Moved]:
-        """Return a copy and forget it, waiting for it until a time of the monotonic clock.
+        """Return a copy and remove it; wait for it until a time of the monotonic clock.
 
         Raises:
-            LookupError: where there is none, with the reason.
+            LookupError: if there is no copy, with the reason.
         """
         with self._changed:
             self._changed.wait_for(lambda: key in self._kept, max(0.0, until - time.monotonic()))
@@ -150,32 +150,32 @@ class FragmentExchange:
         return len(self._kept)
 
     def expire(self, before: float) -> None:
-        """Forget copies that were kept before a time of the monotonic clock: nobody will fetch them."""
+        """Remove copies that were stored before a time of the monotonic clock, which no rank will fetch any more."""
         with self._changed:
             for key in [key for key, kept in self._kept.items() if kept.since < before]:
                 self.kept_bytes -= self._kept.pop(key).size
 
     def drain(self, timeout: float, left: Callable[[], Collection[int]]) -> None:
-        """Wait until all copies are fetched, at most this many seconds.
+        """Wait until all copies are fetched, or until the timeout.
 
         Args:
-            timeout: these seconds.
-            left: returns the ranks that have closed, and fetch nothing more.
+            timeout: largest number of seconds to wait.
+            left: returns the ranks that have closed, and fetch no more copies.
         """
         until = time.monotonic() + timeout
         while (owners := self._owners()) and not owners <= set(left()) and time.monotonic() < until:
             with self._changed:
                 self._changed.wait_for(lambda: not self._owners(), _POLL)
-        for _ in range(_AT_ONCE):  # and until they have arrived
+        for _ in range(_AT_ONCE):  # also waits until requests in progress are answered
             self._busy.acquire(timeout=max(0.0, until - time.monotonic()))
 
     def _owners(self) -> set[int]:
-        """Return the ranks that have not fetched all that is kept for them."""
+        """Return the ranks that have not fetched all of their copies."""
         with self._changed:
             return {kept.owner for kept in self._kept.values() if kept.read}
 
     def close(self) -> None:
-        """Stop listening, and forget all copies."""
+        """Stop listening, and remove all copies."""
         if self._server is not None:
             with suppress(OSError):
                 self._server.shutdown(socket.SHUT_RDWR)  # wakes the thread that accepts
@@ -197,7 +197,7 @@ class FragmentExchange:
 
     def _answer(self, link: socket.socket) -> None:
         try:
-            with link, suppress(OSError):  # whoever asked is gone
+            with link, suppress(OSError):  # the requesting rank has disconnected
                 link.settimeout(self.patience)
                 key = self._read_request(link)
                 if key is not None:
@@ -224,7 +224,7 @@ class FragmentExchange:
             link.sendall(_HEAD.pack(-len(why), 0, 0) + why)
             return
         link.sendall(_HEAD.pack(copy.nbytes, moved.change, moved.norm))
-        for start in range(0, copy.nbytes, _PIECE):  # the timeout is one of each call
+        for start in range(0, copy.nbytes, _PIECE):  # the timeout applies to each call
             link.sendall(copy[start : start + _PIECE])
 
     def _sign(self, key: bytes) -> bytes:
@@ -234,19 +234,19 @@ class FragmentExchange:
         """Fetch a copy from another rank into memory of its size.
 
         Args:
-            rank: that rank, for messages.
-            address: what its `open` returned.
-            key: of the copy.
-            into: bytes to write to.
-            until: time of the monotonic clock at which the copy has to be there; the transfer itself may take longer,
-                but no pause in it.
+            rank: number of that rank, for messages.
+            address: the result of its `open`.
+            key: key of the copy.
+            into: buffer to write to.
+            until: deadline on the monotonic clock for the start of the transfer; the transfer itself may end later, but
+                pauses in it are limited.
 
         Raises:
-            PeerError: where it is not.
+            PeerError: if the copy is not served.
         """
         host, port = address.rsplit(" ", 1)
         try:
-            # Longer than the other side waits for its copy, so that it can say that it has none.
+            # Longer than the other rank waits for its copy, so that it can answer that it has none.
             left = max(0.0, until - time.monotonic()) + self.patience / 4
             with socket.create_connection((host, int(port)), timeout=left) as link:
                 asked = _WAIT.pack(max(0.0, until - time.monotonic())) + key.encode()
@@ -271,7 +271,7 @@ def _receive(link: socket.socket, into: memoryview | bytearray) -> memoryview | 
     """Fill a buffer.
 
     Raises:
-        OSError: where the other side closes the connection before.
+        OSError: if the other side closes the connection before.
     """
     view = memoryview(into).cast("B")
     while len(view):

@@ -20,47 +20,47 @@ from esdmon.schedule.fragments import Fragment, covers
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A sharded parameter, as one rank holds it."""
+    """The part of a sharded parameter on one rank."""
 
     shape: tuple[int, ...]
     item: int
-    """Bytes of an element."""
+    """Number of bytes of an element."""
     fragment: Fragment | None
     content: str
     """A hash of a few elements of the fragment."""
     group: int
-    """The first rank of those that share the parameter."""
+    """The first of the ranks that share the parameter."""
 
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """A matrix, as one rank lists it."""
+    """A matrix in the table of one rank."""
 
     seconds: float
     """Estimated time of a reading, up to a common factor."""
     parameters: tuple[str, ...] = ()
-    """The sharded parameters behind it; none for a matrix of which this rank holds all."""
+    """The sharded parameters behind the matrix; none if this rank holds all of the matrix."""
     content: str = ""
-    """A hash of a few elements of a matrix of which this rank holds all."""
+    """A hash of a few elements, if this rank holds all of the matrix."""
     size: int = 0
-    """Number of parameters that it covers; 0 for a part of a matrix that is listed as a whole as well."""
+    """Number of parameters in the matrix; 0 for a part of a matrix that is also listed as a whole."""
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """What one rank holds."""
+    """The list of matrices and parameters on one rank."""
 
     rank: int
     address: str
-    """Where copies of its fragments are fetched; empty where it has none."""
+    """Address from which copies of its fragments are fetched; empty if it has none."""
     matrices: Mapping[str, Listed]
     parameters: Mapping[str, Part]
     skipped: tuple[tuple[str, int, str], ...] = ()
     """Parameters that are not watched: name, number of elements, reason."""
     copies: bool = False
-    """Whether it copies what it reads, and so needs memory for that."""
+    """True if the rank copies the weights that it reads, and so needs memory for the copies."""
     pauses: bool = False
-    """Whether there are times at which none of its threads begins to read."""
+    """True if there are times at which none of its threads begins to read."""
 
     def to_json(self) -> str:
         """Return the table as JSON."""
@@ -97,22 +97,22 @@ class Entry:
     parameters: tuple[str, ...]
     """The sharded parameters behind it, by their names in the job."""
     readers: tuple[int, ...]
-    """The ranks that can read it, or put it together."""
+    """The ranks that can read or assemble the matrix."""
     size: int = 0
-    """Number of parameters that it covers."""
+    """Number of parameters in the matrix."""
     reason: str = ""
-    """Why no rank can read it; empty where one can."""
+    """Reason why no rank can read the matrix; empty if a rank can."""
 
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """Who gives a fragment."""
+    """The rank that serves a fragment."""
 
     rank: int
     fragment: Fragment
     address: str
     replicas: tuple[int, ...] = ()
-    """The other ranks that hold the same fragment: they need no copy of it."""
+    """The other ranks that hold the same fragment, and so need no copy of it."""
 
 
 @final
@@ -121,13 +121,13 @@ class Holdings:
     """The tables of all ranks, joined."""
 
     matrices: Mapping[str, Entry] = field(default_factory=dict)
-    """By the name in the job, in the order of the models."""
+    """All matrices by name in the job, in the order of the models."""
     holders: Mapping[str, tuple[Holder, ...]] = field(default_factory=dict)
     """One holder for each fragment of a sharded parameter."""
     bytes_of: Mapping[str, int] = field(default_factory=dict)
-    """Bytes of a whole parameter."""
+    """Number of bytes of each whole parameter."""
     names: Mapping[int, Mapping[str, str]] = field(default_factory=dict)
-    """By rank: the names in the job of its matrices and parameters, where they differ from its own names."""
+    """For each rank, the names in the job of its matrices and parameters, if they differ from its own names."""
     coverage: Coverage = field(default_factory=lambda: Coverage(0, 0))
 
     @property
@@ -149,12 +149,12 @@ class Holdings:
 
 
 def join(tables: Mapping[int, Table], paused: Collection[int] = (), left: Collection[int] = ()) -> Holdings:
-    """Join tables to one list of matrices.
+    """Join the tables of all ranks to one list of matrices.
 
     Args:
-        tables: by rank.
-        paused: ranks that neither read nor give fragments now.
-        left: ranks that have closed their monitors. What they held is listed, and cannot be read any more.
+        tables: the tables by rank.
+        paused: ranks that neither read nor serve fragments now.
+        left: ranks that have closed their monitors. Their matrices are listed, but cannot be read any more.
     """
     away = {*paused, *left}
     suffixes = _suffixes(tables)
@@ -185,7 +185,7 @@ def join(tables: Mapping[int, Table], paused: Collection[int] = (), left: Collec
 
 
 def _suffixes(tables: Mapping[int, Table]) -> dict[tuple[int, str], str]:
-    """Return `@rank` by rank and name, for matrices and parameters whose name stands for several weights."""
+    """Return the suffix `@rank` by rank and name, for matrices and parameters whose name stands for several weights."""
     parts: dict[str, list[Part]] = defaultdict(list)
     firsts: dict[str, dict[str, int]] = defaultdict(dict)
     for rank, table in sorted(tables.items()):
@@ -208,7 +208,7 @@ def _suffixes(tables: Mapping[int, Table]) -> dict[tuple[int, str], str]:
 
 
 def _is_several(parts: Iterable[Part]) -> bool:
-    """Return whether parts of one name do not belong to one parameter."""
+    """Return whether parts with the same name belong to different parameters."""
     parts = list(parts)
     return len({part.shape for part in parts}) > 1 or _differ(parts) or _excess(parts)
 
@@ -237,7 +237,7 @@ def _renamed(table: Table, suffixes: Mapping[tuple[int, str], str]) -> dict[str,
 def _choose_holders(
     parts: Mapping[str, list[tuple[int, Part]]], tables: Mapping[int, Table], away: Collection[int]
 ) -> tuple[dict[str, tuple[Holder, ...]], dict[str, str]]:
-    """Return one holder for each fragment, the bytes spread over those that have it, and why some cannot be read."""
+    """Return one holder for each fragment, so that bytes are spread evenly, and reasons for unreadable parameters."""
     load: dict[int, int] = dict.fromkeys(tables, 0)
     chosen: dict[str, tuple[Holder, ...]] = {}
     reasons: dict[str, str] = {}
@@ -273,9 +273,9 @@ def _why_not(
 
 
 def _merged(orders: Iterable[Sequence[str]]) -> list[str]:
-    """Return the names of all ranks in one order: new ones of a rank come before the next that other ranks have too.
+    """Return the names of all ranks in one order: new names of a rank are inserted before its next common name.
 
-    So pipeline stages follow one another, and the experts of all ranks stand beside each other.
+    So pipeline stages follow one another, and the experts of all ranks are adjacent.
     """
     merged: dict[str, None] = {}
     for names in orders:

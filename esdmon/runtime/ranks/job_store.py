@@ -3,7 +3,7 @@
 import zlib
 from typing import Protocol, final
 
-_PIECE = 1 << 20  # bytes of a value; a store closes the connection at one of more than 8 MiB
+_PIECE = 1 << 20  # bytes of a value; a store closes the connection for values above 8 MiB
 
 
 class Store(Protocol):
@@ -19,7 +19,7 @@ class Store(Protocol):
         """Add to a counter, and return it."""
 
     def check(self, keys: list[str]) -> bool:
-        """Return whether all keys are there."""
+        """Return whether all keys exist."""
 
     def delete_key(self, key: str) -> bool:
         """Remove a key."""
@@ -27,7 +27,7 @@ class Store(Protocol):
 
 @final
 class _ClosedStore:
-    """An empty store, in the place of one that may be gone."""
+    """An empty store, which replaces a store that may no longer exist."""
 
     def set(self, key: str, value: str | bytes) -> None:
         """Do nothing."""
@@ -61,7 +61,7 @@ class JobStore:
         self._store: Store = store
 
     def has(self, *keys: str) -> bool:
-        """Return whether all keys are there."""
+        """Return whether all keys exist."""
         return self._store.check(list(keys))
 
     def set(self, key: str, value: str) -> None:
@@ -69,7 +69,7 @@ class JobStore:
         self._store.set(key, value)
 
     def value(self, key: str) -> bytes:
-        """Return a value that is there: a store waits for one that is not."""
+        """Return an existing value; for a missing one a store would wait."""
         return self._store.get(key)
 
     def add(self, key: str, amount: int) -> int:
@@ -77,7 +77,7 @@ class JobStore:
         return self._store.add(key, amount)
 
     def put(self, key: str, text: str) -> None:
-        """Store a text of any length: compressed, in pieces, and last their number."""
+        """Store a text of any length: compressed, in pieces, and finally the number of pieces."""
         packed = zlib.compress(text.encode(), 1)
         pieces = range(0, len(packed), _PIECE)
         for number, start in enumerate(pieces):
@@ -88,9 +88,9 @@ class JobStore:
         """Return a text that was `put`.
 
         Raises:
-            LookupError: where it is not there.
+            LookupError: if there is no such text.
         """
-        if not self.has(key):  # a store waits for a key that is not there
+        if not self.has(key):  # a store would wait for a missing key
             raise LookupError(f"{key} is not in the job's store")
         count = int(self._store.get(key))
         return zlib.decompress(b"".join(self._store.get(f"{key}/{number}") for number in range(count))).decode()

@@ -22,7 +22,7 @@ class FragmentNorms:
     """Compute the norms of this rank's parts of matrices, and send them to rank 0 once they arrive from the device.
 
     Args:
-        parts: what this rank holds.
+        parts: the parts of weights on this rank.
         ranks: the messages of the job.
     """
 
@@ -88,7 +88,7 @@ class JobNorms:
 
         Args:
             sides: the longer sides of the matrices, by their names in the job.
-            holdings: what each rank holds.
+            holdings: the tables of all ranks.
         """
         self._planned, planned = {}, []
         for name, side in sides.items():

@@ -5,7 +5,7 @@ import socket
 import struct
 from contextlib import suppress
 
-_ELSEWHERE = ("192.0.2.1", 9)  # an address that is never used (RFC 5737): the route to it is that of other hosts
+_ELSEWHERE = ("192.0.2.1", 9)  # an address that is never used (RFC 5737); it has the same route as other hosts
 _LOOPBACK = (None, "", "localhost", "127.0.0.1", "::1")
 
 
@@ -26,7 +26,7 @@ def own_address() -> str:
 
 
 def _address_of(interface: str) -> str:
-    """Return the IPv4 address of a network interface; empty where there is none, or not on this system."""
+    """Return the IPv4 address of a network interface; empty if it has none, or on other systems than Linux."""
     with suppress(Exception):
         from fcntl import ioctl  # noqa: PLC0415 -- not on Windows
 

@@ -10,7 +10,7 @@ from esdmon.runtime.ranks.holdings import Holder, Listed, Part
 from esdmon.runtime.workers.source import Source
 
 Own: TypeAlias = tuple[Callable[[], memoryview], Callable[[], Moved]]
-"""A copy of this rank's own fragment of a parameter, and how far that has moved."""
+"""A copy of this rank's own fragment of a parameter, and the move of that fragment."""
 Fetch: TypeAlias = Callable[[str, Holder, memoryview], Moved]
 """Fetches the fragment of a parameter from its holder into memory of its size."""
 
@@ -43,7 +43,7 @@ class Parts(Protocol):
         """Return the bytes of a whole parameter."""
 
     def copy(self, parameter: str) -> Callable[[], memoryview]:
-        """Begin to copy this rank's fragment, and return the function that gives the bytes of the copy."""
+        """Begin to copy this rank's fragment, and return a function that returns the bytes of the copy."""
 
     def mark(self, parameter: str) -> Callable[[], Moved]:
         """Return the function that returns how far this rank's fragment has moved since the last call; NaN at first."""
@@ -55,13 +55,13 @@ class Parts(Protocol):
         """Compute Σ wᵢⱼ² of this rank's parts of some matrices, or queue that on their device.
 
         Returns:
-            The function that returns the sums, and the seconds that they are expected to take on an accelerator.
+            A function that returns the sums, and their expected seconds on an accelerator.
         """
 
     def assembled(
         self, parameters: Mapping[str, Sequence[Holder]], own: Mapping[str, Own], fetch: Fetch
     ) -> AbstractContextManager[float]:
-        """Put whole parameters together, so that in this thread and block their matrices can be read."""
+        """Assemble whole parameters, so that in this thread and block their matrices can be read."""
 
 
 class ShardedSource(Source, Protocol):

@@ -13,7 +13,7 @@ _ASKED = "reading between scheduled steps on all ranks"
 
 @final
 class RankFaults:
-    """Count the failures of each rank, which is paused as any other part where it keeps failing.
+    """Count the failures of each rank; a rank that fails repeatedly is paused, as any other part.
 
     Args:
         faults: of all parts of the monitor.
@@ -22,14 +22,14 @@ class RankFaults:
     def __init__(self, faults: Faults) -> None:
         self._faults = faults
         self._blamed: dict[int, dict[int, str]] = {}
-        """By due step: the ranks that did not give their fragments, and why."""
+        """For each due step, the ranks that did not serve their fragments, and the reasons."""
         self._plans: dict[int, Plan] = {}
-        """By due step, of those whose readings are not all there."""
-        self.is_asking_paused = partial(faults.disabled, _ASKED)  # at each step: a method would be one more call
-        """Returns whether readings between due steps keep failing, and are not asked for now."""
+        """The plans of due steps with missing readings."""
+        self.is_asking_paused = partial(faults.disabled, _ASKED)  # called at each step; a method would add a call
+        """Returns whether requested readings between due steps are paused after repeated failures."""
 
     def is_paused(self, rank: int) -> bool:
-        """Return whether a rank neither reads nor gives fragments now."""
+        """Return whether a rank is paused, so that it neither reads nor serves fragments."""
         return any(self._faults.disabled(who) for who in (_reader(rank), _giver(rank)))
 
     def begin(self, step: int, plan: Plan, failures: dict[int, str]) -> None:
@@ -37,13 +37,13 @@ class RankFaults:
 
         Args:
             step: optimizer steps taken.
-            plan: what is read.
-            failures: the ranks that do not give rank 0 their fragments, and why; filled while rank 0 reads.
+            plan: the plan of that step.
+            failures: the ranks that do not serve their fragments to rank 0, and the reasons; filled while rank 0 reads.
         """
         self._blamed[step], self._plans[step] = failures, plan
 
     def answered(self, step: int, answers: Answers) -> None:
-        """Count which ranks have answered, and which have not: of a due step only, since others may be missed."""
+        """Count which ranks have answered at a due step; other steps do not count, since ranks may miss them."""
         if step not in self._blamed:
             return
         for rank in answers.missing:
@@ -53,7 +53,7 @@ class RankFaults:
             self._blamed[step] |= found
 
     def settle(self, step: int, ranks: Iterable[int]) -> None:
-        """Count which ranks have given their fragments, and which have not, once all readings of a step are there."""
+        """Count which ranks have served their fragments, once all readings of a step have arrived."""
         blamed, plan = self._blamed.pop(step, {}), self._plans.pop(step, None)
         if plan is None or not any(assignment.parameters for assignment in plan.assignments):
             return
@@ -72,7 +72,7 @@ class RankFaults:
             self._faults.worked(_ASKED, step)
 
     def restart(self) -> None:
-        """Forget the due steps that are under way."""
+        """Discard the unfinished due steps."""
         self._blamed.clear()
         self._plans.clear()
 

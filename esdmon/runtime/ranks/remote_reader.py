@@ -24,7 +24,7 @@ class RemoteReader:
 
     reports = False
     is_idle = False
-    """Always: at each step rank 0 may ask for a reading."""
+    """Always True, since rank 0 may request a reading at each step."""
 
     def __init__(
         self, source: ShardedSource, executor: Executor, ranks: Coordinator, *, limits: Limits | None = None
@@ -37,9 +37,9 @@ class RemoteReader:
         self._is_lost = self._has_begun = False
         self._poll: int | None = None
         self.latest: dict[str, LayerReport] = {}
-        """Empty: rank 0 keeps the readings."""
+        """Always empty, since rank 0 keeps the readings."""
         self.dropped = 0
-        """Always 0: rank 0 counts."""
+        """Always 0, since rank 0 counts."""
 
     @property
     def under_way(self) -> bool:
@@ -61,7 +61,7 @@ class RemoteReader:
         self._assignments.announcer.get_ready()
 
     def settle(self) -> None:
-        """Synchronise the device, where readings are finished on the spot."""
+        """Synchronise the device, if readings are finished when they are begun."""
         if self._executor.on_the_spot:
             self._source.settle()
 
@@ -72,7 +72,7 @@ class RemoteReader:
         self._assignments.norms.send()
 
     def leftover(self) -> tuple[str, ...]:
-        """Return nothing: rank 0 assigns all."""
+        """Return no matrices, since rank 0 assigns all readings."""
         return ()
 
     def is_poll(self, step: int) -> bool:
@@ -122,7 +122,7 @@ class RemoteReader:
             answer |= task.poll() or {}
         try:
             self._ranks.answer(step, answer, assigned.failures, self._executor.pace)
-        except Exception as error:  # noqa: BLE001 -- the store of a job that ends
+        except Exception as error:  # noqa: BLE001 -- the job may be ending
             level, self._is_lost = (logging.DEBUG if self._is_lost else logging.WARNING), True
             _log.log(
                 level,

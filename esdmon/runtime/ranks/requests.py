@@ -11,14 +11,14 @@ Kind: TypeAlias = Literal["stop", "save"]
 class Requests:
     """The requests of alerts to the training loop, to stop and to save a checkpoint.
 
-    A process that is alone knows a request at once. In a job only rank 0 sees the alerts, and a rank that stops or
-    saves alone hangs the others in their next collective. So rank 0 leaves each request in the job's store, with its
-    step s, and every rank looks for it at due steps only. A request counts from the first due step d after s. At s
-    itself some ranks may see it and others not. At d all ranks see it, and none has to wait: a rank reaches the hook of
-    d only after it has computed the gradients of that step together with rank 0, which has left the hook of s by then.
+    In a single process a request applies at once. In a job only rank 0 has the alerts, and a rank that stops or saves
+    alone would hang the others in their next collective. So rank 0 writes each request, with its step s, to the job's
+    store, and every rank checks the store at due steps only. A request applies from the first due step d after s. At s
+    itself only some ranks may see it. At d all ranks see it without waiting: a rank reaches the hook of d only after it
+    has computed the gradients of that step together with rank 0, which has left the hook of s by then.
 
     Args:
-        ranks: the messages of the job; None for a process that is alone, and where a host passes requests on.
+        ranks: exchanges messages with other ranks; None for a single process, and if a host passes requests on.
     """
 
     def __init__(self, ranks: Coordinator | None = None) -> None:
@@ -27,7 +27,7 @@ class Requests:
         self._epoch = self._n_sent = self._n_taken = 0
         self._should_save = False
         self.should_stop = False
-        """Whether any rule has asked to stop."""
+        """True if a rule has requested a stop."""
 
     @property
     def is_shared(self) -> bool:
@@ -50,7 +50,7 @@ class Requests:
         """Send new requests, and at a due step apply the requests of earlier steps."""
         if self._ranks is None:
             return
-        if self._epoch != self._ranks.epoch:  # all ranks have gone back to a checkpoint
+        if self._epoch != self._ranks.epoch:  # all ranks have loaded a checkpoint
             self._epoch, self._n_sent, self._n_taken = self._ranks.epoch, 0, 0
         while self._asked:
             self._ranks.request(self._n_sent, self._asked[0], step)

@@ -1,4 +1,4 @@
-"""Define `Roster`, which keeps on rank 0 of a job the ranks that watch, and the weights that each holds."""
+"""Define `Roster`, which records on rank 0 of a job the ranks that watch, and the weights that each holds."""
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
@@ -9,21 +9,21 @@ from typing import final
 from esdmon.runtime.ranks.coordination import Coordinator, Role
 from esdmon.runtime.ranks.holdings import Holdings, Table, join
 
-_IN_THREAD = 4000  # ranks × matrices, whose tables take a fifth of a second to join here. Our choice.
-_SETTLED = 2  # due steps without news after which all ranks that watch are known; our choice
+_IN_THREAD = 4000  # ranks × matrices from which a thread joins the tables: it takes a fifth of a second. Our choice.
+_SETTLED = 2  # due steps without changes after which all ranks that watch are known; our choice
 
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """What ranks have announced, joined."""
+    """The joined announcements of all ranks."""
 
     version: int = 0
     tables: Mapping[int, Table] = field(default_factory=dict)
-    """What each rank has announced."""
+    """The tables that the ranks have announced."""
     roles: Mapping[int, Role] = field(default_factory=dict)
-    """What each rank needs to know to act on plans."""
+    """The roles of the ranks, which they need to follow plans."""
     paused: frozenset[int] = frozenset()
-    """Ranks that neither read nor give fragments for now."""
+    """Ranks that neither read nor serve fragments for now."""
     left: frozenset[int] = frozenset()
     """Ranks that have closed their monitors. Their last readings may be on their way."""
     holdings: Holdings = field(default_factory=Holdings)
@@ -42,12 +42,12 @@ class Roster:
         self._ranks = ranks
         self._is_paused = is_paused
         self.known = Joined()
-        """As of the last `update`."""
+        """State as of the last `update`."""
         self.left: frozenset[int] = frozenset()
-        """Ranks that have closed their monitors, as of the last look: nobody waits for them."""
+        """Ranks that have closed their monitors, as of the last check; no rank waits for them."""
         self._joining: Future[Joined] | None = None
         self._quiet = 0
-        """Due steps in a row without news."""
+        """Number of consecutive due steps without changes."""
 
     @property
     def present(self) -> list[int]:
@@ -61,12 +61,12 @@ class Roster:
 
     @property
     def pauses(self) -> bool:
-        """Return whether there are times at which threads of some rank begin no reading."""
+        """Return whether there are times at which threads of a rank begin no reading."""
         return any(self.known.tables[rank].pauses for rank in self.present)
 
     @property
     def is_complete(self) -> bool:
-        """Return whether all ranks of the job have announced what they hold."""
+        """Return whether all ranks of the job have announced their tables."""
         return len(self.known.tables) == self._ranks.size
 
     @property
@@ -82,11 +82,12 @@ class Roster:
         """Update the holdings from new tables, and from paused and closed ranks; return True if they have changed.
 
         Args:
-            n_matrices: matrices of a rank. The tables of a large job are joined in a thread, and known at a later call.
-            is_due: whether this is a due step, which counts as one without news where there is none.
+            n_matrices: number of matrices of a rank. For a large job a thread joins the tables, and a later call
+                returns True.
+            is_due: True at a due step, which counts as one without changes if there are none.
         """
         if self._joining is None:
-            if is_due:  # and not at each step before the first due one
+            if is_due:  # not at the steps before the first due one
                 self.look_who_left()
             paused = frozenset(filter(self._is_paused, self.present))
             if self._ranks.has_tables() or (paused, self.left) != (self.known.paused, self.known.left):
@@ -105,7 +106,7 @@ class Roster:
         def run() -> None:
             try:
                 joining.set_result(self._join(paused, left))
-            except Exception as error:  # noqa: BLE001 -- raised by the training's thread
+            except Exception as error:  # noqa: BLE001 -- raised later in the training's thread
                 joining.set_exception(error)
 
         if in_thread:

@@ -1,7 +1,7 @@
 """Define `Sharing`, which distributes matrices over the ranks of a job so that all finish at about the same time.
 
-A rank with idle cores reads many times as much at the same cost to the run as a rank without, so it gets more matrices
-in the same proportion.
+At the same cost to the run, a rank with idle cores reads many times as much as a rank without, so it gets
+proportionally more matrices.
 """
 
 from collections import defaultdict
@@ -14,27 +14,27 @@ from esdmon.runtime.ranks.holdings import Entry, Holdings, Table
 from esdmon.schedule.budget import Budget
 from esdmon.schedule.loads import Loads
 
-_ITEM = 4  # bytes of an element of a whole matrix, at most: in a training few have float64 weights
+_ITEM = 4  # assumed bytes of an element of a whole matrix: float64 weights are rare
 
 
 @dataclass(frozen=True, slots=True)
 class Reads:
-    """How a rank reads."""
+    """The reading capacity of a rank."""
 
     pace: float
-    """Seconds of reading for each second of its budget."""
+    """Seconds of reading per second of its budget."""
     credit: float
-    """Seconds of reading that it may begin."""
+    """Seconds of reading that the rank may begin."""
     copies: bool = True
-    """Whether it copies what it reads, and so needs memory for that."""
+    """True if the rank copies the weights that it reads, and so needs memory for the copies."""
 
 
 @final
 class Capacities:
-    """How each rank of a job reads; rank 0 keeps the budget of each, since it plans for all.
+    """The reading capacities of all ranks; rank 0 keeps the budget of each rank, since it plans for all.
 
     Args:
-        own_pace: returns the seconds of reading of rank 0 for each second of its budget.
+        own_pace: returns the seconds of reading of rank 0 per second of its budget.
         advance: seconds that may be spent before they are earned.
     """
 
@@ -70,11 +70,11 @@ class Capacities:
             self._credits[rank] = self._credits.get(rank, 0.0) - taken / self.pace(rank)
 
     def reads(self, budget: Budget, under_way: Mapping[int, float], *, ahead: float) -> dict[int, Reads]:
-        """Return how each rank reads now.
+        """Return the current reading capacity of each rank.
 
         Args:
-            budget: of rank 0.
-            under_way: by rank, the seconds of what it has not finished.
+            budget: budget of rank 0.
+            under_way: expected seconds of unfinished readings, by rank.
             ahead: seconds of credit that each rank will have earned.
         """
         reads = {}
@@ -88,10 +88,10 @@ class Capacities:
 
 @final
 class Sharing:
-    """Share readings out among ranks.
+    """Distribute readings over the ranks.
 
     Args:
-        most_bytes: of copies that wait on a rank.
+        most_bytes: largest size of the copies that wait on a rank.
     """
 
     def __init__(self, most_bytes: int) -> None:
@@ -108,14 +108,14 @@ class Sharing:
         """Return the assignments of matrices to ranks.
 
         Args:
-            names: matrices in order of priority, with the seconds that a reading is expected to take. Matrices whose
-                copies have no memory are left out, and so are those that only ranks without credit can read. Where that
-                leaves none, the first is read.
-            holdings: what all ranks hold.
-            ranks: how each reads.
+            names: matrices in order of priority, with the expected seconds of a reading. Matrices without memory for
+                copies, and matrices that only ranks without credit can read, are omitted. If that leaves none, the
+                first one is read.
+            holdings: the tables of all ranks, joined.
+            ranks: reading capacity of each rank.
         """
         groups = within(_grouped(names, holdings), holdings, self._most_bytes)
-        # Estimated, not measured: a rank whose readings fail at once would be given all of them.
+        # Estimated instead of measured seconds: a rank whose readings fail at once would otherwise get all of them.
         cost = {group: sum(holdings.matrices[name].seconds for name in group) for group in groups}
         self._loads.paces = {rank: reads.pace for rank, reads in ranks.items()}
         self._loads.limit(max(cost.values(), default=0.0))
@@ -141,7 +141,7 @@ class Sharing:
         return tuple(shared)
 
     def _assign(self, group: tuple[str, ...], cost: float, able: Sequence[int], holdings: Holdings) -> Assignment:
-        """Give the matrices of a group to one of the ranks that are able to read them."""
+        """Assign the matrices of a group to one of the ranks that can read them."""
         entry = holdings.matrices[group[0]]
         owner = self._loads.give(cost, able, _held(entry, holdings))
         return Assignment(owner, group, entry.parameters)
@@ -166,7 +166,7 @@ def within(groups: Sequence[tuple[str, ...]], holdings: Holdings, most: int) -> 
 
 
 def _grouped(names: Iterable[str], holdings: Holdings) -> list[tuple[str, ...]]:
-    """Return matrices that are parts of the same parameters together: these travel once."""
+    """Return groups of matrices that are parts of the same parameters, so that these are sent only once."""
     groups: dict[object, list[str]] = defaultdict(list)
     for name in names:
         groups[holdings.matrices[name].parameters or name].append(name)

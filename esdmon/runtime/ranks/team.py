@@ -20,7 +20,7 @@ from esdmon.runtime.workers.source import Answer, Task
 from esdmon.schedule.polls import between
 
 ToScreen: TypeAlias = Callable[[Collection[str]], Mapping[str, int]]
-"""Returns the sharded matrices whose norms are computed at a due step where these are read, with longer sides."""
+"""Returns sharded matrices, with longer sides, to screen at a due step, given the matrices that are read there."""
 
 
 def nothing(_read: Collection[str]) -> Mapping[str, int]:
@@ -32,16 +32,15 @@ def nothing(_read: Collection[str]) -> Mapping[str, int]:
 class Team:
     """The ranks of a job, of which this is rank 0.
 
-    A rank that fails three times in a row, by not answering or by not giving its fragment, is paused as any other part
-    is. Other ranks that hold the same weights take its place; matrices that it holds alone are not read, with this as
-    the reason.
+    A rank that fails three times in a row, by not answering or by not serving its fragment, is paused. Other ranks that
+    hold the same weights replace it; matrices that only this rank holds are not read, with this reason.
 
     Args:
-        ranks: the messages of the job.
-        own: what rank 0 does itself.
+        ranks: exchanges messages with the other ranks.
+        own: rank 0's own part of the work.
         faults: counts the failures of each rank, and pauses it.
-        limits: bytes of copies, and seconds of waiting.
-        escalates: whether alerts may ask for readings between due steps.
+        limits: limits on bytes of copies and seconds of waiting.
+        escalates: whether alerts may request readings between due steps.
     """
 
     def __init__(
@@ -54,9 +53,9 @@ class Team:
         self._limits = limits
         self._escalates = escalates
         self._has_elsewhere = False
-        """Whether there are matrices that rank 0 cannot read alone."""
+        """True if there are matrices that rank 0 cannot read alone."""
         self._asked: tuple[int, Plan] | None = None
-        """The last extra plan, with the step of the poll that it is for."""
+        """The last extra plan, with the step of its poll."""
         self._now: Plan | None = None
         """The extra plan of this step."""
         self.roster = Roster(ranks, self.faults.is_paused)
@@ -65,11 +64,11 @@ class Team:
         """The names of matrices in the job, and in rank 0's own model."""
         self._sharing = Sharing(limits.copied_bytes)
         self.capacities = Capacities(lambda: own.pace, advance=limits.advance_seconds)
-        """How each rank reads."""
+        """The reading capacity of each rank."""
         self._ending = 0
         self._norms = JobNorms(ranks)
         self._to_screen: tuple[Collection[str], Plan] | None = None
-        """The sharded matrices whose norms are computed at this due step, and its plan; None where there is none."""
+        """The sharded matrices whose norms are computed at this due step, and its plan; None if there is none."""
         self._given: set[str] = set()
         """Parameters whose holders are in the job's store, for this version."""
         self._unreadable: set[str] = set()
@@ -149,12 +148,12 @@ class Team:
         """Announce the rank that reads each of these matrices at the next due step.
 
         Args:
-            step: the due step; None before the first.
-            names: in order of priority; see `Sharing.share`.
+            step: the current due step; None before the first.
+            names: matrices in order of priority; see `Sharing.share`.
             ranks: how each reads.
-            gap: the steps between due ones, as of the last two; 0 where that is not known.
-            ending: in how many blocks of steps readings end.
-            to_screen: returns the sharded matrices whose norms are computed there, besides those that are read.
+            gap: number of steps between the last two due steps; 0 if not known.
+            ending: number of blocks of steps in which readings end.
+            to_screen: returns further sharded matrices, whose norms are computed at that step.
         """
         self._ending = ending if self.roster.pauses else 0
         may_poll = self._escalates and self._has_elsewhere and not self.faults.is_asking_paused()
@@ -179,7 +178,7 @@ class Team:
             self._asked = at, plan
 
     def is_poll(self, step: int) -> bool:
-        """Return whether all ranks poll at this step, which is not due, and something was asked for."""
+        """Return whether all ranks poll at this unscheduled step, and readings were requested."""
         expected = self._own.polls.take(step)
         self._now = self._asked[1] if self._asked is not None and self._asked[0] == expected else None
         return self._now is not None
@@ -197,14 +196,14 @@ class Team:
         return assignments
 
     def others(self, step: int, assigned: Assigned) -> Task | None:
-        """Return the readings that other ranks have begun; None where they have none."""
+        """Return the readings that other ranks have begun; None if there are none."""
         assignments = [assignment for assignment in assigned.plan.assignments if assignment.owner]
         if not assignments:
             return None
         ranks = sorted({assignment.owner for assignment in assignments})
 
         def take() -> Answer:
-            # Rank 0 has seen all readings of a matrix of which it holds all; those of any other rank are fewer.
+            # Rank 0 has all readings of a matrix that it holds completely; any other rank has fewer.
             answer = self._take(step, ranks)
             return {name: (_completed(layer, assigned), seconds) for name, (layer, seconds) in answer.items()}
 
@@ -215,7 +214,7 @@ class Team:
         return Task(tuple(name for assignment in assignments for name in assignment.names), poll, take)
 
     def _take(self, step: int, ranks: Iterable[int]) -> Answer:
-        """Return the readings that other ranks have sent, and take note of how fast each reads, or that it fails."""
+        """Return the readings that other ranks have sent; record how fast each rank reads, or that it fails."""
         answers = self._ranks.take_answers(step, ranks)
         self.capacities.answered(answers.paces, answers.seconds)
         missing = tuple(rank for rank in answers.missing if rank not in self.roster.left)
@@ -227,10 +226,10 @@ class Team:
         self.faults.settle(step, set(self.roster.present) - {0})
 
     def unreadable(self, step: int) -> dict[str, LayerReport]:
-        """Return a record with the reason for each matrix that nobody can read.
+        """Return a record with the reason for each matrix that no rank can read.
 
-        None while ranks are still announcing what they hold, and none where it was so at this due step for the first
-        time: at the end of a run other ranks close while rank 0 is in its last step.
+        There are no records while ranks are still announcing their tables, and none for a matrix at the first due step
+        at which it cannot be read: at the end of a run other ranks close while rank 0 is in its last step.
         """
         before, self._unreadable = self._unreadable, self.holdings.missing if self.roster.is_settled else set()
         both = before & self._unreadable  # computed once: in a job of which a rank has died these may be all matrices
@@ -256,12 +255,12 @@ class Team:
         self.faults.restart()
 
     def close(self) -> None:
-        """Let the others fetch the last copies, and release the store."""
+        """Let the other ranks fetch the last copies, and release the store."""
         self._own.close(self._limits.fragment_seconds)
 
 
 def _completed(layer: LayerReport, assigned: Assigned) -> LayerReport:
-    """Return another rank's reading with values that rank 0 has: the move of the matrix, and its last sampled step."""
+    """Return another rank's reading, completed with rank 0's values of the matrix: its move and last sampled step."""
     if layer.name in assigned.moved:
         layer = replace(layer, update_ratio=assigned.moved[layer.name]())
     sample = assigned.sampled.get(layer.name)

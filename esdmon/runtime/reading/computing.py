@@ -17,13 +17,13 @@ from esdmon.weights import Matrix, Solver, export, read_spectrum
 
 @final
 class Computing:
-    """Compute spectra, and keep data of a matrix that its next reading compares with or uses again.
+    """Compute spectra, and keep the data of each matrix that its next reading uses.
 
     Args:
-        measuring: says what spectra must hold, and which measures a process computes.
+        measuring: determines the optional parts of spectra, and the measures that a worker process computes.
         precision: "auto" or "exact".
         solver: computes eigenvalues in this process.
-        processes: compute in the place of this process, where they can; None for none.
+        processes: worker processes, used instead of this process if possible; None for none.
     """
 
     def __init__(
@@ -41,26 +41,26 @@ class Computing:
         self._laws: defaultdict[str, RecentLaws] = defaultdict(RecentLaws)
         self._directions: dict[str, Floats] = {}
         self.reads_directions = "directions" in measuring.needs
-        """Whether the weight that a matrix has come from is read too."""
+        """True if the reference weight of a matrix is read too."""
 
     def forget_laws(self) -> None:
-        """Compute all laws of noise again, as a run does that is resumed here."""
+        """Discard the cached laws of noise, as a run does that is resumed here."""
         self._laws.clear()
 
     def forget_directions(self) -> None:
-        """Forget the directions that the next ones would be compared with."""
+        """Discard the directions of the last readings."""
         self._directions.clear()
 
     def measure(self, matrix: Matrix, kind: str) -> Measured:
-        """Return the numbers that are computed from a weight.
+        """Compute and return the numbers of a reading of a weight.
 
         Args:
             matrix: the handle on it.
             kind: kind of layer.
 
         Raises:
-            UnreadableError: for a weight that gives no spectrum.
-            WorkerError: where the process that computed has ended.
+            UnreadableError: for a weight without a spectrum.
+            WorkerError: if the worker process has ended.
         """
         measured = self._measure_elsewhere(matrix, kind)
         if measured is None:
@@ -69,14 +69,14 @@ class Computing:
         return measured
 
     def solve(self, matrix: Matrix, kind: str) -> Callable[[], Measured]:
-        """Compute the spectrum of a weight on its device now, in float64, and return the function that does the rest.
+        """Compute the spectrum of a weight on its device now, in float64; return a function that computes the rest.
 
         Args:
             matrix: the handle on it.
             kind: kind of layer.
 
         Raises:
-            UnreadableError: for a weight that gives no spectrum.
+            UnreadableError: for a weight without a spectrum.
         """
         return partial(measure, self._spectrum(matrix, kind, "exact"))
 
@@ -98,7 +98,7 @@ class Computing:
             self._directions[name] = spectrum.directions
 
     def _measure_elsewhere(self, matrix: Matrix, kind: str) -> Measured | None:
-        """Have a process compute; None where there is none."""
+        """Let a worker process compute; return None if there is none."""
         if self._processes is None or not self._processes.are_usable:
             return None
         laws, last = self._laws[matrix.name], self._directions.get(matrix.name)
@@ -110,6 +110,6 @@ class Computing:
             return None
         if isinstance(outcome.measured, Exception):
             raise outcome.measured
-        if self._laws.get(matrix.name) is laws:  # else they were forgotten meanwhile
+        if self._laws.get(matrix.name) is laws:  # otherwise they were discarded meanwhile
             self._laws[matrix.name] = outcome.laws
         return outcome.measured

@@ -4,14 +4,14 @@ from typing import final
 
 from esdmon.isolation import Faults
 
-_NAMED = 3  # layers that one kind of error is reported for by name; our choice
+_NAMED = 3  # layers per kind of error that are reported by name; our choice
 
 
 @final
 class FailingReadings:
-    """Record failed readings as faults: three layers of each kind of error by name, the others as one.
+    """Record failed readings as faults: for each kind of error three layers by name, the others as one fault.
 
-    What fails for one layer often fails for all, and two hundred log lines say no more than four.
+    An error in one layer often occurs in all layers, and two hundred log lines have no more information than four.
 
     Args:
         faults: of all parts of the monitor.
@@ -20,9 +20,9 @@ class FailingReadings:
     def __init__(self, faults: Faults) -> None:
         self._faults = faults
         self._named: dict[str, set[str]] = {}
-        """By kind of error: the layers that are reported by name."""
+        """For each kind of error, the layers that are reported by name."""
         self._failing: dict[str, str] = {}
-        """By layer whose last reading failed: the fault that it is part of."""
+        """For each layer whose last reading failed, the name of its fault."""
 
     def failed(self, name: str, step: int, error: Exception) -> None:
         """Record that the reading of a matrix has raised."""
@@ -34,7 +34,7 @@ class FailingReadings:
         self._faults.record(who, step, error, pauses=False)
 
     def worked(self, name: str, step: int) -> None:
-        """Record that a reading has given numbers, or a reason why there are none."""
+        """Record that a reading has succeeded, with numbers or with a reason why there are none."""
         who = self._failing.pop(name, None)
         if who is not None and who not in self._failing.values():
             self._faults.worked(who, step)

@@ -16,11 +16,11 @@ _SOLVER = "the eigenvalue solver on the GPU"  # in log lines
 
 @final
 class GpuSolver:
-    """Choose matrices for a GPU: whole parameters in at most 32 bits, large enough, and memory for each.
+    """Choose the matrices that a GPU solves: large whole parameters of at most 32 bits, if there is memory.
 
     Args:
-        transfers: know what is on a GPU, and its memory.
-        faults: counts failures. A matrix for which the GPU has failed is left to threads.
+        transfers: return which tensors are on a GPU, and its free memory.
+        faults: counts failures. After a failure of the GPU for a matrix, threads read that matrix.
     """
 
     def __init__(self, transfers: Transfers, faults: Faults) -> None:
@@ -66,7 +66,7 @@ class GpuSolver:
                     found[name] = device
         for device in {*found.values()} - self._warm:
             self._warm.add(device)
-            with suppress(Exception):  # the first problem makes the solver start, which takes longer than any other
+            with suppress(Exception):  # the first problem starts the solver, which takes longer than later ones
                 torch.linalg.eigvalsh(torch.eye(2, dtype=torch.float64, device=device))
         return frozenset(found)
 
@@ -75,7 +75,7 @@ class GpuSolver:
 
         Raises:
             UnreadableError: for a weight that gives no spectrum.
-            Exception: of the GPU, for `strict=True` only.
+            Exception: an error of the GPU, only with `strict=True`.
         """
         try:
             found = compute()

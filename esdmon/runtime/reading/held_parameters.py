@@ -16,10 +16,10 @@ _log = logging.getLogger("esdmon")
 
 @final
 class HeldParameters:
-    """Which parameters are in the groups of the optimizers, as of the last `refresh`.
+    """The parameters in the groups of the optimizers, as of the last `refresh`.
 
     Args:
-        optimizers: none where the monitor was given none.
+        optimizers: the optimizers; empty if the monitor has none.
     """
 
     def __init__(self, optimizers: Sequence[Optimizer]) -> None:
@@ -28,7 +28,7 @@ class HeldParameters:
         self.refresh()
 
     def refresh(self) -> None:
-        """Look again: groups may be added between two due steps."""
+        """Update the parameters, since groups may be added between two due steps."""
         groups = (group for optimizer in self._optimizers for group in optimizer.param_groups)
         self._groups = {id(parameter): group for group in groups for parameter in group["params"]}
 
@@ -74,19 +74,19 @@ class HeldParameters:
             )
 
     def holds(self, matrix: Matrix) -> bool | None:
-        """Return whether any parameter behind a matrix is held; None where that is not known."""
+        """Return whether any parameter behind a matrix is held; None if that is not known."""
         if not self._optimizers:
             return None
         if any(id(parameter) in self._groups for parameter in matrix.parameters()):
             return True
-        # Of a shard the optimizer may hold a copy under another identity.
+        # For a shard the optimizer may hold a copy, which is another object.
         return None if matrix.unreadable else False
 
     def learning_rate(self, matrix: Matrix) -> float:
         """Return the learning rate of the parameters behind a matrix, the largest of several; NaN if it is not known.
 
-        It is what the last step was taken with. One that is on an accelerator counts as not known, since to read it
-        would wait for the device.
+        It is the rate of the last step. A rate on an accelerator counts as not known, since reading it would wait for
+        the device.
         """
         return self._largest(_rate, matrix)
 

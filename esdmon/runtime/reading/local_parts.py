@@ -35,8 +35,8 @@ from esdmon.weights import (
     sum_of_squares,
 )
 
-_CONTENT = 16  # elements of a fragment by which replicas are recognised; our choice
-_SAMPLE = 1024  # elements of a fragment by which is measured how far it has moved; our choice
+_CONTENT = 16  # elements of a fragment that are compared to recognise replicas; our choice
+_SAMPLE = 1024  # sampled elements of a fragment that measure its move; our choice
 
 
 @final
@@ -45,7 +45,7 @@ class LocalParts:
 
     Args:
         model: the matrices of the model.
-        transfers: bring what is on an accelerator to the CPU.
+        transfers: copy tensors from an accelerator to the CPU.
     """
 
     def __init__(self, model: WatchedModel, transfers: Transfers) -> None:
@@ -150,15 +150,15 @@ class LocalParts:
         """Put whole parameters together, so that in this thread and block their matrices can be read.
 
         Args:
-            parameters: by this rank's names, with the holders of all fragments.
+            parameters: the holders of all fragments, by this rank's names of the parameters.
             own: copies of this rank's fragments.
-            fetch: gets the others.
+            fetch: fetches the other fragments.
 
         Yields:
-            ‖ΔW‖/‖W‖ since the fragments were last copied, of their samples.
+            ‖ΔW‖/‖W‖ since the fragments were last copied, from their samples.
 
         Raises:
-            Exception: what `fetch` raised.
+            Exception: any exception of `fetch`.
         """
         whole: dict[int, Tensor] = {}
         moved: list[Moved] = []

@@ -18,10 +18,10 @@ class Measuring:
     """Compute the records of readings.
 
     Args:
-        measures: computed for each spectrum.
-        plugins: name the owners of measures.
+        measures: the measures that are computed for each spectrum.
+        plugins: return the owners of measures.
         faults: counts measures that fail.
-        follows: whether a matrix is read again and again, so that two readings can be compared.
+        follows: whether matrices are read repeatedly, so that two readings can be compared.
     """
 
     def __init__(self, measures: Sequence[Measure], plugins: Plugins, faults: Faults, *, follows: bool) -> None:
@@ -31,15 +31,15 @@ class Measuring:
         ]
         self._faults = faults
         self.needs = frozenset(measure.needs for measure in measures)
-        """What spectra must hold besides eigenvalues."""
+        """The optional parts of spectra that the measures need."""
         self.names = tuple(measure.name for measure in measures)
         """Names of the measures."""
         self.built_in = tuple(measure.name for measure in measures if measure in BUILT_IN_MEASURES)
-        """Names of those that any process of esdmon can compute."""
+        """Names of the measures that any process of esdmon can compute."""
         self.follows = follows
 
     def record(self, begun: LayerReport, read: Measured) -> LayerReport:
-        """Return the record of a reading that was begun, and compute the measures that are not computed yet."""
+        """Return the completed record of a reading; compute the measures that are not computed yet."""
         spectrum, phase, elements = read.spectrum, read.phase, read.spectrum.elements
         values: dict[Of, dict[str, float]] = {"weight": {}, "noise": {}}
         for owned in self._measures:
@@ -79,6 +79,6 @@ class Measuring:
 class _Owned(NamedTuple):
     measure: Measure
     label: str
-    """Its name in messages."""
+    """The name of the measure in messages."""
     is_foreign: bool
-    """Whether it comes from a plugin."""
+    """True if the measure comes from a plugin."""

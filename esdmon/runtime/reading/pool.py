@@ -18,13 +18,13 @@ from esdmon.runtime.workers.worker import Worker, why_not
 from esdmon.spectrum.lapack import in_one_thread
 from esdmon.weights import n_parameters, nominal_seconds
 
-_WORTH = 2.0  # estimated seconds of reading for which a process is started, which takes half a second; our choice
-# In a process 9 were measured of a 1500 × 1500 matrix in float32, 17 where it is solved in float64, and 67 with all
-# measures, above the 63 MB of one that has read a small matrix; copies in this process come on top.
-_HELD = 32  # bytes for each element of a weight that a reading takes, here and in a process, and more; our choice
-_HELD_MORE = 96  # where a measure needs more than eigenvalues; our choice
+_WORTH = 2.0  # smallest estimated seconds of reading for which a process is started, which takes 0.5 s; our choice
+# Measured for a 1500 × 1500 matrix: 9 bytes per element in float32, 17 if it is solved in float64, and 67 with all
+# measures, in addition to the 63 MB of a process that has read a small matrix, and to copies in this process.
+_HELD = 32  # bytes per element of a weight for a reading, here and in a process, with a margin; our choice
+_HELD_MORE = 96  # the same if a measure needs more than eigenvalues; our choice
 _PROCESS = 70e6  # bytes of a process without a weight; our choice
-_SHARE = 0.5  # of the available memory that is taken at most; our choice
+_SHARE = 0.5  # largest part of the available memory that is used; our choice
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
@@ -33,10 +33,11 @@ class Pool:
     """Read matrices in this process, or in worker processes that use one core each.
 
     Args:
-        workers: processes; 1 for none, but one thread, "auto" for as many as there are cores, memory and work for.
+        workers: number of processes; 1 for a thread instead of processes, "auto" for a number by cores, memory and
+            work.
 
     Raises:
-        InputError: for anything else.
+        InputError: for any other value.
     """
 
     def __init__(self, workers: str | int) -> None:
@@ -45,26 +46,27 @@ class Pool:
             raise InputError(msg)
         self._workers = workers
         self._count = 0
-        """Processes that read; 1 for this one, 0 before the first reading. Later readings use the same."""
+        """Number of processes that read; 1 for this process, 0 before the first reading. Later readings use the same
+        number."""
         self._threads: ThreadPoolExecutor | None = None
         self._turn = Lock()
         self.processes = Processes(partial(Worker, is_idle=False))
-        """For the reader; none is started before the first reading."""
+        """The worker processes of the reader; none is started before the first reading."""
 
     def read(self, reader: Reader, names: Iterable[str], step: int) -> Iterator[LayerReport]:
-        """Read matrices, and yield each reading when it is finished, which may be in another order."""
+        """Read matrices, and yield each reading when it is finished; the order may differ."""
         names = list(names)
         if names and not self._count:
             self._count = self._count_for(reader, names)
             self.processes.are_usable = self._count > 1
         if self._count > 1:
             return self._read_beside(reader, names, step)
-        # One matrix is read in all threads of the BLAS; of several, more cores are for more processes.
+        # A single matrix uses all threads of the BLAS; with several matrices, more cores serve more processes.
         is_threaded = bool(why_not()) or (self._workers == "auto" and len(names) == 1)
         return (_read_here(reader, name, step, is_threaded=is_threaded) for name in names)
 
     def close(self) -> None:
-        """End the processes, whatever they do."""
+        """End the processes at once."""
         self.processes.close()
         if self._threads is not None:
             self._threads.shutdown(cancel_futures=True)
@@ -74,7 +76,7 @@ class Pool:
             self._threads = ThreadPoolExecutor(self._count, thread_name_prefix="esdmon-reading")
         pending: set[Future[LayerReport]] = set()
         for name in _costliest_first(reader, names):
-            if len(pending) > self._count:  # one copy more than there are processes, so that none waits for the next
+            if len(pending) > self._count:  # one copy more than processes, so that none waits for the next one
                 done, pending = wait(pending, return_when=FIRST_COMPLETED)
                 yield from (each.result() for each in done)
             begun = reader.begin(name, step, moved=reader.mark(name), copy=True)
@@ -83,7 +85,7 @@ class Pool:
         yield from (each.result() for each in as_completed(pending))
 
     def _finish(self, begun: Callable[[], LayerReport]) -> LayerReport:
-        """Have a process finish a reading; in this one, where there is none any more, one after another."""
+        """Let a process finish a reading; if there is none any more, finish readings here, one after another."""
         if self.processes.are_there():
             return begun()
         with self._turn, in_one_thread():
@@ -106,7 +108,7 @@ class Pool:
 def _costliest_first(reader: Reader, names: Iterable[str]) -> list[str]:
     """Return the names by their estimated seconds, so that at the end no process computes a large matrix alone."""
     seconds = reader.nominal()
-    return sorted(names, key=lambda name: -seconds[name])  # of equal ones the order stays
+    return sorted(names, key=lambda name: -seconds[name])  # stable for equal ones
 
 
 def _read_here(reader: Reader, name: str, step: int, *, is_threaded: bool) -> LayerReport:

@@ -51,12 +51,12 @@ class Reader:
         selection: which matrices are read; None for the default.
         reference: another state of the model: the difference from it is read.
         precision: "auto" or "exact".
-        optimizers: asked which parameters they hold.
+        optimizers: the optimizers whose parameters are recorded.
         faults: counts readings and measures that fail; None for a model that is read once.
         drift: measures how far weights have moved; None for a model that is read once.
         solver: computes eigenvalues.
-        transfers: bring what is on an accelerator to the CPU.
-        processes: finish the readings of copies; None for the thread that asks.
+        transfers: copy tensors from an accelerator to the CPU.
+        processes: finish the readings of copies; None for the calling thread.
 
     Raises:
         InputError: for a model that cannot be read, or without matrices.
@@ -152,14 +152,14 @@ class Reader:
         return self._transfers.is_idle
 
     def advance(self, *, wait: bool = False) -> None:
-        """Ask which copies have arrived from an accelerator; with `wait` wait for all of them."""
+        """Check which copies have arrived from an accelerator; with `wait` wait for all of them."""
         self._transfers.advance(wait=wait)
 
     def refresh(self) -> bool:
-        """Look for matrices if the model has other parameters than before; return whether the matrices have changed.
+        """Find the matrices again if the model has other parameters than before; return whether they have changed.
 
         Raises:
-            InputError: where there is nothing left to read; the matrices stay as they were.
+            InputError: if there is nothing left to read; the matrices are then unchanged.
         """
         self.held.refresh()
         has_changed = self.model.refresh()
@@ -233,7 +233,7 @@ class Reader:
         """Begin a reading at its step, and return the function that finishes it and returns the record.
 
         Args:
-            name: of the matrix.
+            name: name of the matrix.
             step: optimizer steps taken.
             moved: what `mark` returned.
             copy: copy the weight, so that the reading may be finished later, and in another thread.
@@ -250,12 +250,12 @@ class Reader:
         """Compute the eigenvalues of a matrix on its GPU, and return the function that finishes the reading.
 
         Args:
-            name: of the matrix.
+            name: name of the matrix.
             step: optimizer steps taken.
             moved: what `mark` returned.
 
         Returns:
-            None where the GPU fails.
+            None if the GPU fails.
         """
         matrix = self.model.matrices[name]
 
@@ -267,7 +267,7 @@ class Reader:
 
     def state_dict(self) -> Plain:
         """Return the samples from which is measured how far weights have moved."""
-        self._computing.forget_laws()  # so that this run and one resumed from here go on alike
+        self._computing.forget_laws()  # so that this run and a resumed one continue equally
         return {} if self._drift is None else self._without_parts(self._drift.state_dict())
 
     def prepare(self, state: Plain) -> Callable[[], None]:

@@ -23,7 +23,7 @@ class ReadingRecords:
     """Make the record of each reading, and count readings that fail.
 
     Args:
-        model: the matrices.
+        model: the matrices of the model.
         held: the parameters that the optimizers hold.
         steps: samples of single steps.
         measuring: adds the phase and the measures of a spectrum.
@@ -74,7 +74,7 @@ class ReadingRecords:
         )
 
     def finish(self, measure: Callable[[], Measured], begun: LayerReport, moved: Ratio) -> LayerReport:
-        """Return the record with the numbers of `measure()` and ‖ΔW‖/‖W‖ = `moved()`, or with why there are none."""
+        """Return the record with the numbers of `measure()` and ‖ΔW‖/‖W‖ = `moved()`, or with the reason for none."""
         try:
             begun = replace(begun, update_ratio=moved())
             layer = self._measuring.record(begun, measure())
@@ -88,7 +88,7 @@ class ReadingRecords:
         """Return the record with an error as its reason; only one that is not of the weight counts as a failure.
 
         Raises:
-            Exception: such an error, where faults are strict.
+            Exception: an error that counts as a failure, if `faults` is strict.
         """
         if isinstance(error, UnreadableError):
             self._failing.worked(begun.name, begun.step)

@@ -1,4 +1,4 @@
-"""Define `WatchedModel`: the matrices of a model, which are found again if the model has changed."""
+"""Define `WatchedModel`, which holds the matrices of a model, and finds them again if the model has changed."""
 
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -15,16 +15,16 @@ from esdmon.weights import Matrix, Model, StackSize, Watched, describe_unreadabl
 from esdmon.weights.checkpoint.mapping import Checkpoint
 
 _log = logging.getLogger("esdmon")
-_TRIES = 3  # more, for what fails while weights are looked for; our choice
+_TRIES = 3  # more attempts after an error in the search for weights; our choice
 
 
 @final
 class WatchedModel:
-    """Keep the matrices of a model, with their sizes and what is not read, as of the last `refresh`.
+    """The matrices of a model, with their sizes, and the parameters that are not read, as of the last `refresh`.
 
     Args:
-        model: a module, or a mapping of names to tensors, which does not change.
-        discover: looks for the matrices of the model.
+        model: a module, or a mapping of names to tensors, which must not change.
+        discover: finds the matrices of the model.
 
     Raises:
         InputError: for a model without matrices.
@@ -47,7 +47,7 @@ class WatchedModel:
 
     @property
     def problems(self) -> Mapping[str, InputError]:
-        """Return why nothing is read, or not what was selected, where the model may be a part of one."""
+        """Return reasons why nothing, or not the selection, is read, if the model may be a part of a larger one."""
         return self._watched.problems
 
     def coverage_of(self, layers: Iterable[LayerReport], *, absent: str = "not read") -> Coverage:
@@ -71,13 +71,13 @@ class WatchedModel:
             torch.accelerator.synchronize(device)
 
     def refresh(self) -> bool:
-        """Look for matrices again if the model has other parameters than before: at the start of each due step.
+        """Find the matrices again if the model has other parameters than before; called at the start of each due step.
 
         Returns:
             Whether the matrices have changed.
 
         Raises:
-            InputError: where there is nothing left to read; the matrices stay as they were.
+            InputError: if there is nothing left to read; the matrices are then unchanged.
         """
         if not isinstance(self._model, nn.Module):
             return False
@@ -105,7 +105,7 @@ class WatchedModel:
         return frozenset(filter(self.is_trainable, self.matrices))
 
     def _retry(self) -> bool:
-        """Try again, a few times, what has failed while matrices were looked for: the failure may be temporary."""
+        """Repeat failed parts of the search for matrices a few times, since the failure may be temporary."""
         if not self._watched.failures or self._tries >= _TRIES:
             return False
         tries, before = self._tries + 1, self._watched.failures
@@ -145,17 +145,17 @@ class WatchedModel:
     def _take_up(self, watched: Watched) -> None:
         self._watched = watched
         self.matrices: dict[str, Matrix] = {matrix.name: matrix for matrix in watched.matrices}
-        """By name, in the model's order."""
+        """The matrices by name, in the model's order."""
         self._sizes: dict[str, StackSize] = {}
         self._bytes: dict[str, int] = {}
         for matrix in watched.matrices:
             with suppress(Exception):  # the reading reports why
                 self.stack_size(matrix)
-        is_known = isinstance(self._model, nn.Module | Checkpoint)  # nothing of a file trains
+        is_known = isinstance(self._model, nn.Module | Checkpoint)  # tensors of a file are not trained
         self._says_what_trains = is_known or any(map(_requires_gradient, watched.matrices))
         self._tries = 0
         self._structure = ()
-        if isinstance(self._model, nn.Module):  # others are not in training, and their report has the reasons
+        if isinstance(self._model, nn.Module):  # other models are not trained, and their report has the reasons
             self._structure = structure(self._model)
             self._log_unreadable(describe_unreadable(watched))
 
@@ -172,19 +172,19 @@ class WatchedModel:
 
 
 def _requires_gradient(matrix: Matrix | None) -> bool:
-    with suppress(Exception):  # a parameter that does not exist any more
+    with suppress(Exception):  # the parameter does not exist any more
         return matrix is not None and any(parameter.requires_grad for parameter in matrix.parameters())
     return False
 
 
 def _itemsize(matrix: Matrix) -> int:
-    """Return the bytes of an element of a copy; 0 where the weight cannot be read."""
+    """Return the bytes of an element of a copy; 0 if the weight cannot be read."""
     with suppress(Exception):  # the reading reports why
         return max([4, *(parameter.element_size() for parameter in matrix.parameters())])
     return 0
 
 
 def _is_first_rank() -> bool:
-    """Return whether this is rank 0 of its job, or alone: all ranks would log the same."""
+    """Return whether this is rank 0 of its job, or a single process; the other ranks would log the same."""
     distributed = torch.distributed
     return not (distributed.is_available() and distributed.is_initialized()) or distributed.get_rank() == 0

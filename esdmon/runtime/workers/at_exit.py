@@ -19,7 +19,7 @@ class Closable(Protocol):
     """A monitor that can be closed."""
 
     def close(self, timeout: float | None = None, *, is_complete: bool = True) -> None:
-        """Close within some seconds; `is_complete` is False where the training was broken off."""
+        """Close within some seconds; `is_complete` is False if the training was interrupted."""
 
 
 class Joinable(Protocol):
@@ -34,17 +34,17 @@ _threads: "weakref.WeakSet[Joinable]" = weakref.WeakSet()
 
 
 def close_at_exit(monitor: Closable, timeout: float) -> None:
-    """Have a monitor closed when the interpreter ends, if it lives until then."""
+    """Register a monitor to be closed when the interpreter exits, if it still exists then."""
     _monitors[monitor] = timeout
 
 
 def forget_closed(monitor: Closable) -> None:
-    """Forget a monitor that is closed."""
+    """Unregister a closed monitor."""
     _monitors.pop(monitor, None)
 
 
 def join_at_exit(thread: Joinable) -> None:
-    """Have the end of the interpreter wait for a thread, for 5 seconds at most."""
+    """Make the exit of the interpreter wait for a thread, at most 5 seconds."""
     _threads.add(thread)
 
 
@@ -58,7 +58,7 @@ def _end() -> None:
 
 
 def _forget() -> None:
-    """Forget what the parent of this process, which was forked off it, has to end: its threads do not exist here."""
+    """Clear the registrations in a forked process: monitors and threads of the parent do not exist here."""
     _monitors.clear()
     _threads.clear()
 

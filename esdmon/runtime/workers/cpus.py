@@ -28,16 +28,16 @@ def cores(*, job: int = 1, quota: Path = _QUOTA) -> int:
 
 @final
 class IdleCores:
-    """Count the cores of this process that nobody used since the last count, halved: two may share one unit.
+    """Count the unused cores of this process since the last count, halved: two may share one physical core.
 
-    They are counted once a second at most, and only on Linux; elsewhere none counts as idle.
+    They are counted at most once a second, and only on Linux; on other systems no core counts as idle.
 
     Args:
         job: ranks of the job; see `ranks_of_host`.
         times: the file in which the kernel counts the time of each core.
-        quota: of the container.
+        quota: the file with the quota of the container.
         used: the file in which the kernel counts what the container has used.
-        clock: seconds.
+        clock: returns seconds.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class IdleCores:
         """Return the idle cores; 0 at the first call.
 
         Args:
-            own: cores that this process's readings have used meanwhile, which count as idle.
+            own: number of cores that this process's readings have used meanwhile, which count as idle.
         """
         if self._last is None or self._clock() - self._last.seconds >= _SECONDS:
             self._found = self._idle(own)
@@ -74,13 +74,13 @@ class IdleCores:
         if last is None or self._last is None or self._last.total <= last.total:
             return 0
         now, ranks = self._last, ranks_of_host(self._job)
-        if now.throttled > last.throttled:  # beyond its quota all threads of a container are stopped
+        if now.throttled > last.throttled:  # all threads of a container are stopped when it exceeds its quota
             return 0
         share = (now.idle - last.idle) / (now.total - last.total)
         idle = share * now.cores
         if now.used is not None and last.used is not None and now.seconds > last.seconds:
             idle = min(idle, _allowed(self._quota) - (now.used - last.used) / (now.seconds - last.seconds))
-        return max(0, int((idle / ranks + own) / 2))  # as if the other ranks read as much
+        return max(0, int((idle / ranks + own) / 2))  # assuming that the other ranks read as much
 
     def _count(self) -> "_Counted | None":
         try:
@@ -90,7 +90,7 @@ class IdleCores:
         mine = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
         cores = [line.split() for line in lines if line[:3] == "cpu" and line[3:4].isdigit()]
         ticks = [[int(each) for each in row[1:9]] for row in cores if int(row[0][3:]) in mine]
-        idle = sum(row[3] + row[4] for row in ticks)  # idle, and waiting for disks
+        idle = sum(row[3] + row[4] for row in ticks)  # idle time, and time of waiting for disks
         used, throttled = self._quota_used()
         return _Counted(sum(map(sum, ticks)), idle, len(ticks), self._clock(), used, throttled)
 
@@ -116,10 +116,10 @@ class _Counted:
 
 
 def ranks_of_host(job: int = 1) -> int:
-    """Return how many ranks share the cores of this host; all of the job, where its launcher does not say it.
+    """Return how many ranks share the cores of this host; all ranks of the job if the launcher does not set it.
 
     Args:
-        job: ranks of the job.
+        job: number of ranks of the job.
     """
     names = ("LOCAL_WORLD_SIZE", *(_LOCAL_SIZES if job > 1 else ()))  # the first is that of torchrun
     known = (int(value) for name in names if (value := os.environ.get(name, "")).isdecimal())
@@ -130,5 +130,5 @@ def _allowed(quota: Path) -> int:
     try:
         used, period = quota.read_text(encoding="ascii").split()
         return math.ceil(int(used) / int(period))
-    except (OSError, ValueError):  # another system, or "max"
+    except (OSError, ValueError):  # another system, or the value "max"
         return 1 << 30

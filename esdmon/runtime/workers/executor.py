@@ -1,7 +1,7 @@
 """Define `Executor`, which finishes readings in the hook, or in threads or processes while training continues.
 
 If no core is idle, a reading in a thread is charged to the budget in full. A GPU computes the eigenvalues of a large
-matrix in a small part of the time. So they are then computed on the GPU in the hook, which waits for the result, and a
+matrix in a small part of the time. So in that case the GPU computes them in the hook, which waits for the result, and a
 thread finishes the reading.
 """
 
@@ -42,7 +42,7 @@ class Executor:
         memory: bytes of copied weights that may wait for the threads.
         prepare: called in each thread before its first job.
         workers: sets how many threads read; None for one.
-        processes: those of the mode "process".
+        processes: the worker processes of the mode "process".
     """
 
     def __init__(
@@ -62,10 +62,10 @@ class Executor:
         self._prepare = prepare
         self._workers = workers
         self.clock = time.perf_counter if processes is None else processes.clock
-        """Returns seconds in the calling thread, in which waiting for a process counts as the CPU time of that."""
+        """Returns the seconds of the calling thread; waiting for a process counts as the CPU time of that process."""
         self._interrupt = (lambda: None) if processes is None else processes.close
         self.on_the_spot = mode == "sync"
-        """True where a reading is finished when it is begun."""
+        """True if a reading is finished when it is begun."""
         self._is_device_only = mode == "device"
         self.on_device: frozenset[str] = frozenset()
         """The matrices whose eigenvalues a GPU computes at this step, in the hook."""
@@ -73,7 +73,7 @@ class Executor:
         self._waiting: deque[tuple[Future[Any], int]] = deque()
 
     def is_idle(self) -> bool:
-        """Return whether all that was begun is finished."""
+        """Return whether all begun readings are finished."""
         return not self._unfinished()
 
     @property
@@ -93,11 +93,11 @@ class Executor:
 
     @property
     def pauses(self) -> bool:
-        """Return whether there are times at which no thread begins to read, although threads are free."""
+        """Return whether there are times at which free threads begin no reading."""
         return self._workers is not None
 
     def end_within(self, blocks: int) -> None:
-        """Set in how many blocks of steps the readings of all ranks end, before steps without any are measured."""
+        """Set the number of blocks of steps in which the readings of all ranks end, before steps without readings."""
         if self._workers is not None:
             self._workers.ending = max(1, blocks)
 
@@ -105,7 +105,7 @@ class Executor:
         """Count a step of the training, and begin allowed readings.
 
         Args:
-            waiting: True where the training waits for the readings, and takes no step.
+            waiting: True if the training waits for the readings, and takes no step.
         """
         if self._workers is not None and waiting:
             self._workers.wait()
@@ -115,7 +115,7 @@ class Executor:
             self._threads.wake()
 
     def has_room(self, name: str) -> bool:
-        """Return whether a copy of this matrix may be queued; any may where the queue is empty."""
+        """Return whether a copy of this matrix may be queued; if the queue is empty, any copy may."""
         if self.on_the_spot or (name in self.on_device and self._budget.share is None):
             return True
         waiting = self._unfinished()
@@ -135,7 +135,7 @@ class Executor:
         return self._task((name,), step, future, in_hook)
 
     def _solve(self, name: str, step: int, moved: Ratio) -> tuple[Callable[[], LayerReport] | None, float]:
-        """Have a GPU compute eigenvalues, and return what finishes the reading, None after a failure, and seconds."""
+        """Compute eigenvalues on the GPU; return a function that finishes the reading, or None, and the seconds."""
         if self._workers is not None:
             self._workers.drop()
         with self._budget.measured() as cost:
@@ -143,7 +143,7 @@ class Executor:
         return finish, 0.0 if finish is None else cost.seconds
 
     def begin_later(self, names: Sequence[str], step: int, job: Callable[[], Answer], size: int) -> Task:
-        """Have a thread finish several readings, in any mode: those that wait for other ranks.
+        """Let a thread finish several readings that wait for other ranks, in any mode.
 
         Args:
             names: of the matrices.
@@ -154,7 +154,7 @@ class Executor:
         return self._task(tuple(names), step, self._submit(job, size))
 
     def then(self, job: Callable[[], None]) -> None:
-        """Call a function when all that was begun so far is finished."""
+        """Call a function when all readings begun so far are finished."""
         if self.on_the_spot and self.is_idle():
             job()
         else:
@@ -172,23 +172,23 @@ class Executor:
         return self._waiting
 
     def _submit(self, job: Callable[[], Any], size: int, *, alone: bool = False) -> Future[Any]:
-        if self._threads is None:  # now, and not earlier, so that a run that forks first forks no thread
-            # Its threads must not hold this object, which holds the model: they end with it.
+        if self._threads is None:  # not earlier, so that a run that forks before has no thread
+            # The threads must not reference this object, which holds the model; they end with it.
             self._threads = Threads(self._prepare, partial(_allowed, self._workers), self._interrupt)
             join_at_exit(self._threads)
             weakref.finalize(self, self._threads.close).atexit = False
         future = self._threads.submit(job, alone=alone)
-        self._unfinished().append((future, size))  # what is finished must not pile up
+        self._unfinished().append((future, size))  # finished readings must not accumulate
         return future
 
     def _task(self, names: tuple[str, ...], step: int, future: Future[Answer], in_hook: float = 0.0) -> Task:
         return Task(names, partial(self._poll, names, step, future, in_hook), partial(_cancel, future), in_hook)
 
     def _poll(self, names: Sequence[str], step: int, future: Future[Answer], in_hook: float) -> Answer | None:
-        """Return finished readings, each with the seconds in the hook, which are charged already.
+        """Return finished readings, each with its seconds in the hook, which are already charged.
 
         Raises:
-            Exception: of a reading, which it lets through for `strict=True` only.
+            Exception: an error of a reading, only with `strict=True`.
         """
         if not future.done():
             return None
@@ -197,7 +197,7 @@ class Executor:
             answer = future.result()
         elif isinstance(error, Exception):
             raise error
-        else:  # SystemExit, say, raised in the thread from outside
+        else:  # such as SystemExit, raised in the thread from outside
             why = f"the worker was stopped: {describe(error)}"
             answer = {name: (LayerReport(name, "failed", step, why), 0.0) for name in names}
         self._budget.read(sum(seconds for _, seconds in answer.values()))

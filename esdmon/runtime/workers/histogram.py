@@ -6,18 +6,18 @@ from esdmon.records import Esd
 from esdmon.spectrum import Spectrum
 from esdmon.spectrum.arrays import Floats
 
-_BINS = 64  # as many as a picture of 640 points can distinguish
-_TOP = 16  # eigenvalues given one by one: more than most layers have spikes. Our choice
+_BINS = 64  # as many as are visible in a picture of 640 pixels
+_TOP = 16  # largest eigenvalues that are stored singly: more than the spikes of most layers. Our choice
 
 
 def histogram(spectrum: Spectrum) -> Esd | None:
-    """Return counts of log₁₀ λ in 64 bins between the smallest and largest nonzero λ; None where all are zero."""
+    """Return counts of log₁₀ λ in 64 bins between the smallest and largest nonzero λ; None if all are zero."""
     nonzero = spectrum.nonzero
     logarithms = np.log10(nonzero)
     if not logarithms.size:
         return None
     edges = _edges(float(logarithms[0]), float(logarithms[-1]))
-    # Sorted, so each border is found by itself; the last bin includes its upper one.
+    # λ is sorted, so borders are found by bisection; the last bin includes its upper border.
     below = np.searchsorted(logarithms, edges)
     below[-1] = logarithms.size
     zeros = spectrum.eigenvalues.size - logarithms.size
@@ -32,12 +32,12 @@ def histogram(spectrum: Spectrum) -> Esd | None:
 
 
 def _edges(low: float, high: float) -> Floats:
-    """Return the borders of the bins, 1 apart over all of them where there is one value only."""
+    """Return the borders of the bins; if there is only one value, they span 1 in log₁₀ λ."""
     return np.linspace(low, high, _BINS + 1) if low < high else np.linspace(low - 0.5, high + 0.5, _BINS + 1)
 
 
 def _noise(spectrum: Spectrum, borders: Floats) -> tuple[float, ...]:
-    """Return the expected counts of the bulk's noise between borders, where its law is not that of equal scales."""
+    """Return the expected counts of the bulk's noise between borders, if its law has unequal scales."""
     bulk = spectrum.noise_bulk
     if bulk is None or not bulk.is_scaled:
         return ()

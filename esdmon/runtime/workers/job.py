@@ -20,13 +20,13 @@ class WorkerJob:
 
     weight: Weight
     laws: RecentLaws
-    """The laws of noise of this matrix, as of its last reading."""
+    """The laws of noise of this matrix from its last reading."""
     directions: tuple[Floats, Floats | None, Floats | None] | None
     """The arguments of `Spectrum.with_directions`."""
     measures: tuple[str, ...]
     """Names of built-in measures."""
     follows: bool
-    """Whether the matrix is read again and again; see `quantities`."""
+    """True if the matrix is read repeatedly; see `quantities`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class Outcome:
 
     measured: Measured | Exception
     laws: RecentLaws
-    """The laws of the job, with those that this reading has added."""
+    """The laws of the job, and the laws that this reading has added."""
     cpu_seconds: float = 0.0
     """CPU time of the process since its start."""
 
@@ -61,5 +61,5 @@ def run(job: WorkerJob, stack: Array) -> Outcome:
         if job.directions is not None:
             spectrum = spectrum.with_directions(*job.directions)
         return Outcome(measure(spectrum, job.measures, follows=job.follows), job.laws)
-    except Exception as error:  # noqa: BLE001 -- reported by the process that gave the job
+    except Exception as error:  # noqa: BLE001 -- reported by the process that has sent the job
         return Outcome(error, job.laws)

@@ -16,22 +16,23 @@ Of: TypeAlias = Literal["weight", "noise"]
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """A spectrum with its phase, its shape, and those of its measures that are computed already."""
+    """A spectrum with its phase, its shape, and the measures that are already computed."""
 
     spectrum: Spectrum
     phase: PhaseReading
     esd: Esd | None
     shape: tuple[float, ...]
     values: Mapping[tuple[str, Of], float]
-    """By the name of a measure: its value, and its value for noise."""
+    """The value of each measure, and its value for noise, by name."""
 
 
 def measure(spectrum: Spectrum, names: Collection[str] = (), *, follows: bool = False) -> Measured:
     """Return all numbers of a spectrum.
 
     Args:
-        spectrum: of a weight.
-        names: of built-in measures. One that fails is left out: the caller computes it, and reports the failure.
+        spectrum: the spectrum of a weight.
+        names: names of built-in measures. A measure that fails is omitted: the caller computes it again, and reports
+            the failure.
         follows: see `quantities`.
     """
     phase = classify(spectrum)
@@ -49,14 +50,14 @@ def quantities(measure: Measure, spectrum: Spectrum, *, follows: bool) -> Iterat
 
     Args:
         measure: the measure.
-        spectrum: of a weight.
-        follows: whether a matrix is read again and again, so that two readings can be compared.
+        spectrum: the spectrum of a weight.
+        follows: whether the matrix is read repeatedly, so that two readings can be compared.
     """
     if measure.applies is not None and not measure.applies(spectrum):
         return
     if measure.between_readings and not follows:
         return
     yield "weight", measure.compute
-    # Nulls are those of one random matrix with more than one eigenvalue.
+    # Nulls are defined for a single random matrix with more than one eigenvalue.
     if measure.null is not None and not spectrum.is_product and not spectrum.is_of_norms:
         yield "noise", measure.null

@@ -11,13 +11,13 @@ _MOUNT = Path("/sys/fs/cgroup")
 
 
 class _Names(NamedTuple):
-    """The files of a control group, and the row of the last one."""
+    """The names of the files of a control group, and of a row in the last file."""
 
     most: str
     taken: str
     statistics: str
     inactive: str
-    """Files that are in memory, and may be dropped; of the groups below, too."""
+    """Row with the bytes of cached files, which may be dropped, including those of the groups below."""
 
 
 _VERSION_2 = _Names("memory.max", "memory.current", "memory.stat", "inactive_file")
@@ -27,11 +27,11 @@ _VERSION_1 = _Names("memory.limit_in_bytes", "memory.usage_in_bytes", "memory.st
 def available_bytes(*, memory: Path = _MEMORY, groups: Path = _GROUPS, mount: Path = _MOUNT) -> float:
     """Return the bytes that can be taken without swapping, within the limits of control groups; infinite if not known.
 
-    A limit may be set for any group above that of the process: the least that one of them leaves counts.
+    Any group above that of the process may have a limit: the smallest remaining memory of all groups counts.
 
     Args:
-        memory: the file in which the kernel keeps what the machine has.
-        groups: the file in which it lists the control groups of this process.
+        memory: the file in which the kernel reports the memory of the machine.
+        groups: the file in which the kernel lists the control groups of this process.
         mount: the folder of the control groups.
     """
     left = (_left(folder, names) for folder, names in _folders(groups, mount))
@@ -62,7 +62,7 @@ def _folders(groups: Path, mount: Path) -> Iterator[tuple[Path, _Names]]:
         else:
             continue
         parts = [part for part in path.split("/") if part]
-        if ".." in parts:  # outside what a namespace shows
+        if ".." in parts:  # outside of the namespace
             parts = []
         yield from ((root.joinpath(*parts[:depth]), names) for depth in range(len(parts) + 1))
 

@@ -16,12 +16,12 @@ from esdmon.runtime.workers.worker import Worker, WorkerError
 from esdmon.spectrum.margins import Array
 
 _log = logging.getLogger("esdmon")
-_LIVES = 2  # processes that may end by themselves before threads take over; our choice
+_LIVES = 2  # processes that may end unexpectedly before threads read instead; our choice
 
 
 @final
 class Processes:
-    """Give each thread that asks a worker process; say once where there is none, and threads have to read.
+    """Provide a worker process to each thread; if there is none, log this once, and let threads read.
 
     Args:
         start: starts a process.
@@ -30,32 +30,32 @@ class Processes:
     def __init__(self, start: Callable[[], Worker] = Worker) -> None:
         self._start = start
         self._own = _Own()
-        self._lock = threading.RLock()  # the garbage collector may close all in a thread that holds it
+        self._lock = threading.RLock()  # the garbage collector may call `close` in a thread that holds the lock
         self._workers: list[Worker] = []
         self._lost = 0
         self._is_closed = False
         self.are_usable = True
-        """Whether jobs are done in processes."""
+        """True if jobs run in processes."""
 
     def are_there(self) -> bool:
-        """Return whether the calling thread has a process, which is started at the first call.
+        """Return whether the calling thread has a process; start it at the first call.
 
         Raises:
-            SystemExit: where all was closed.
+            SystemExit: after `close`.
         """
         return self._worker() is not None
 
     def clock(self) -> float:
-        """Return seconds in the calling thread, in which waiting for its process counts as the CPU time of that."""
+        """Return the seconds of the calling thread; waiting for its process counts as the CPU time of that process."""
         return time.perf_counter() - self._own.waited + self._own.used
 
     def run(self, job: WorkerJob, stack: Array) -> Outcome | None:
-        """Have the process of the calling thread do a job; None where there is no process.
+        """Run a job in the process of the calling thread; return None if there is no process.
 
         Raises:
-            WorkerError: where the process has ended before it was done.
-            OSError: where there is no memory for the array.
-            SystemExit: where all was closed meanwhile.
+            WorkerError: if the process has ended before the job was done.
+            OSError: if there is no memory for the array.
+            SystemExit: if `close` was called meanwhile.
         """
         worker = self._worker()
         if worker is None:
@@ -83,7 +83,7 @@ class Processes:
         """Return the process of the calling thread, and start it at the first call.
 
         Raises:
-            SystemExit: where all was closed.
+            SystemExit: after `close`.
         """
         if self._is_closed:
             raise SystemExit("the monitor is closed")

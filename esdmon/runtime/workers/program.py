@@ -27,7 +27,7 @@ _PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 def serve(connection: Connection, memory: int) -> None:
     """Run orders until the other end closes the connection. The first message is the CPU time of the start."""
-    eigenvalues_of_gram([np.eye(2)], 2, "float64")  # loads scipy.linalg, which no reading is charged for then
+    eigenvalues_of_gram([np.eye(2)], 2, "float64")  # loads scipy.linalg, so that no reading is charged for it
     connection.send(time.process_time())
     while True:
         try:
@@ -45,12 +45,12 @@ def _do(order: Order, memory: int) -> Outcome:
 def _packed(outcome: Outcome) -> bytes:
     try:
         return pickle.dumps(outcome)
-    except Exception as error:  # noqa: BLE001 -- an exception that a job has raised may refuse
+    except Exception as error:  # noqa: BLE001 -- an exception of a job may not be picklable
         return pickle.dumps(replace(outcome, measured=RuntimeError(describe(error))))
 
 
 def _end_with_parent() -> None:
-    """Have the kernel end this process with the thread that has started it, also while it computes."""
+    """Make the kernel end this process together with the thread that has started it, also while it computes."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 

@@ -11,16 +11,16 @@ from esdmon.schedule.step_sample import StepSample
 Answer: TypeAlias = dict[str, tuple[LayerReport, float]]
 """Finished readings by matrix, each with the seconds that it took."""
 Ratio: TypeAlias = Callable[[], float]
-"""Returns ‖ΔW‖/‖W‖; of a weight on an accelerator it may not be known at once."""
+"""Returns ‖ΔW‖/‖W‖; for a weight on an accelerator it may not be known at once."""
 
 
 def unknown() -> float:
-    """Return NaN: how far a weight has moved is not known."""
+    """Return NaN: the move of a weight is not known."""
     return math.nan
 
 
 class Source(Protocol):
-    """The matrices of a model, by name. `esdmon.runtime.reading.reader.Reader` is one."""
+    """The matrices of a model, by name, as implemented by `esdmon.runtime.reading.reader.Reader`."""
 
     @property
     def strict(self) -> bool:
@@ -62,13 +62,13 @@ class Source(Protocol):
         """Return whether any parameter behind a matrix requires a gradient."""
 
     def drifts(self, names: Iterable[str]) -> dict[str, float]:
-        """Return ‖ΔW‖/‖W‖ of each matrix since it was last marked, of those for which it is known by now."""
+        """Return ‖ΔW‖/‖W‖ since the last `mark`, for each matrix for which it is known by now."""
 
     def screen(self, name: str, step: int) -> float | None:
         """Begin to compute the norms of a matrix, without its spectrum.
 
         Returns:
-            The seconds that this is expected to take on an accelerator; None for a matrix that is not screened.
+            The expected seconds on an accelerator; None for a matrix that is not screened.
         """
 
     def screened(self) -> list[Screened]:
@@ -87,18 +87,18 @@ class Source(Protocol):
         """Compute the eigenvalues of a matrix on its GPU, and return the function that finishes the reading.
 
         Returns:
-            None where the GPU fails.
+            None if the GPU fails.
         """
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """Readings under way."""
+    """Unfinished readings."""
 
     names: tuple[str, ...]
     poll: Callable[[], Answer | None]
-    """Return the readings; None until they are finished."""
+    """Returns the readings; None until they are finished."""
     give_up: Callable[[], Answer]
-    """Return the readings that are finished, and cancel the others."""
+    """Cancels the unfinished readings, and returns the finished ones."""
     in_hook: float = 0.0
     """Seconds in which a GPU has computed eigenvalues, which are charged already."""

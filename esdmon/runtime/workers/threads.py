@@ -15,20 +15,20 @@ class _Job:
     future: Future[Any]
     run: Callable[[], Any]
     alone: bool
-    """Whether it begins when all before it are finished, and no other runs beside it."""
+    """True if the job begins when all earlier ones are finished, and no other job runs beside it."""
 
 
 @final
 class Threads:
     """Run jobs, in the order in which they were submitted, in as many threads at once as are allowed.
 
-    The interpreter joins the threads of a ThreadPoolExecutor before it ends, however long the solve in them takes. A
-    daemon thread is left where it is.
+    At its exit the interpreter joins the threads of a ThreadPoolExecutor, however long their computation takes. It does
+    not wait for a daemon thread.
 
     Args:
         prepare: called in each thread before its first job.
         allowed: returns how many jobs may run at once now.
-        interrupt: called when the threads are closed: ends the jobs that run, where something can.
+        interrupt: called when the threads are closed; ends running jobs if possible.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Threads:
         self._jobs: deque[_Job] = deque()
         self._changed = Condition()
         self._threads: dict[Thread, list[_Job]] = {}
-        """Each thread with the job that it has begun and not ended, or none."""
+        """Each thread with its running job, or None."""
         self._is_closed = False
 
     @property
@@ -52,7 +52,7 @@ class Threads:
         return sum(map(len, tuple(self._threads.values())))
 
     def submit(self, run: Callable[[], Any], *, alone: bool = False) -> Future[Any]:
-        """Queue a job; one that is `alone` begins when all before it are finished, and none runs beside it."""
+        """Queue a job; an `alone` job begins when all earlier ones are finished, and no other job runs beside it."""
         future: Future[Any] = Future()
         with self._changed:
             self._jobs.append(_Job(future, run, alone))
@@ -89,8 +89,8 @@ class Threads:
             thread.join(max(0.0, until - time.monotonic()))
 
     def _work(self, own: list[_Job]) -> None:
-        # What is raised in a thread from outside ends the job that runs. Between two jobs it ends the thread, in whose
-        # place `wake` begins another.
+        # An exception that is raised in a thread from outside ends the running job. Between two jobs it ends the
+        # thread, which `wake` then replaces.
         try:
             with suppress(BaseException):
                 self._run_all(own)
@@ -108,8 +108,8 @@ class Threads:
                 is_open = self._run_next(own)
 
     def _run_next(self, own: list[_Job]) -> bool:
-        """Run the next job; return False where the threads are closed. A thread that waits holds no job."""
-        self._end(own, SystemExit())  # there is one where an exception from outside has come before it was ended
+        """Run the next job; return False if the threads are closed. A waiting thread holds no job."""
+        self._end(own, SystemExit())  # there is one if an exception from outside came before its end
         if not self._begin(own):
             return False
         (job,) = own
@@ -123,7 +123,7 @@ class Threads:
         return True
 
     def _begin(self, own: list[_Job]) -> bool:
-        """Wait for a job that may begin, and take it; return False where the threads are closed."""
+        """Wait for a job that may begin, and take it; return False if the threads are closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._is_closed or self._may_begin())
             if self._is_closed:

@@ -20,18 +20,18 @@ from esdmon.runtime.workers.job import Order, Outcome, WorkerJob
 from esdmon.spectrum.margins import Array
 
 _PROGRAM = "esdmon.runtime.workers.program"
-_IDLE = "idle"  # the argument by which a worker process takes only the time that nobody else wants
-_START_SECONDS = 60.0  # within which numpy and scipy are loaded, also from the file system of a cluster; our choice
-_CHECK_SECONDS = 1.0  # between checks whether a process lives: a fork at its start may hold its end open; our choice
+_IDLE = "idle"  # argument that gives a worker process the lowest priority
+_START_SECONDS = 60.0  # time limit for loading numpy and scipy, also from the file system of a cluster; our choice
+_CHECK_SECONDS = 1.0  # between checks whether a process is alive: a fork may keep its connection open; our choice
 _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 class WorkerError(Exception):
-    """Raised where a worker process has ended, or cannot be started."""
+    """Raised if a worker process has ended, or cannot be started."""
 
 
 def why_not() -> str:
-    """Return why no worker process can be started here; empty where one can."""
+    """Return the reason why no worker process can be started here; empty if it can."""
     if not hasattr(os, "memfd_create"):
         return f"{sys.platform} has no memory that only two processes share"
     if not sys.executable or getattr(sys, "frozen", False):
@@ -44,10 +44,10 @@ class Worker:
     """A process that finishes readings, one at a time.
 
     Args:
-        is_idle: whether it takes only the time that nobody else wants.
+        is_idle: whether it has the lowest priority.
 
     Raises:
-        WorkerError: where it does not start.
+        WorkerError: if it does not start.
     """
 
     def __init__(self, *, is_idle: bool = True) -> None:
@@ -72,11 +72,11 @@ class Worker:
         return self._process.pid
 
     def run(self, job: WorkerJob, stack: Array) -> Outcome:
-        """Have a job done.
+        """Run a job.
 
         Raises:
-            WorkerError: where the process has ended.
-            OSError: where there is no memory for the array.
+            WorkerError: if the process has ended.
+            OSError: if there is no memory for the array.
         """
         try:
             with self._lock:
@@ -94,7 +94,7 @@ class Worker:
             self._let_go()
 
     def close(self) -> None:
-        """End the process at once, whatever it does. A thread that waits for it learns that it has ended."""
+        """End the process at once, also during a job. A thread that waits for it gets a `WorkerError`."""
         if self._is_closed:
             return
         self._is_ending = True
@@ -102,9 +102,10 @@ class Worker:
         self._let_go()
 
     def _let_go(self) -> None:
-        """Close what an ended process leaves open, unless a thread uses it, which does this when it has finished.
+        """Close the resources of an ended process; if a thread uses them, it does this when it has finished.
 
-        That may be the calling thread: the garbage collector, which closes a monitor that nobody holds, runs anywhere.
+        This may be the calling thread, since the garbage collector, which closes an unreferenced monitor, runs in any
+        thread.
         """
         if self._is_ending and self._lock.acquire(blocking=False):
             try:
@@ -117,11 +118,11 @@ class Worker:
                 self._lock.release()
 
     def abandon(self) -> None:
-        """Close what a process that was forked off this one has inherited, and leave the worker to this one."""
-        if self._is_closed:  # then its descriptors may be those of others
+        """Close the resources that a forked process has inherited; the worker continues to serve the parent."""
+        if self._is_closed:  # then its descriptors may be reused
             return
         self._is_closed = True
-        self._lock = threading.Lock()  # the thread that may have held it does not exist there
+        self._lock = threading.Lock()  # the thread that may hold the old lock does not exist there
         self._connection.close()
         os.close(self._memory)
 

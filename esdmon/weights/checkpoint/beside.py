@@ -12,7 +12,7 @@ from esdmon.weights.checkpoint.formats import NOT_WEIGHTS, SUFFIXES, opener_of
 MEGATRON_FILE = "model_optim_rng.pt"
 _RUN = "esdmon.jsonl"
 _OPTIMIZER = re.compile(r"optim(izer)?s?(_\d+)?")
-_DEEPEST = 3  # folders inside folders that are looked through for a hint, and how many at most; our choice
+_DEEPEST = 3  # depth, and largest number, of inner folders that are searched for a hint; our choice
 _MOST_FOLDERS = 1000
 
 
@@ -20,8 +20,8 @@ def unread_beside(files: Iterable[Path], folder: Path) -> list[str]:
     """Return the other files with weights in a folder from which these files were read.
 
     Returns:
-        Paths relative to the folder: files beside those that were read, but not those of optimizers and the like, and
-        folders inside with weights, of which none was read.
+        Paths relative to the folder: other files in it except states of optimizers and the like, and inner folders with
+        weights of which none was read.
     """
     read = set(files)
     places = {folder, *(file.parent for file in read)}
@@ -80,6 +80,6 @@ def folders_in(folder: Path) -> list[Path]:
 
 
 def is_weights(path: Path) -> bool:
-    """Return whether a file has the name of one of weights, or of the index of some."""
+    """Return whether a file is named like a file of weights, or like an index of shards."""
     is_named_so = path.suffix.lower() in SUFFIXES and not NOT_WEIGHTS.search(path.name.lower())
     return path.name in (distributed.INDEX, MEGATRON_FILE) or (is_named_so and path.is_file())

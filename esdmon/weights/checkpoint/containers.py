@@ -26,7 +26,7 @@ CONTAINERS = (
 _OPTIMIZER_KEY = re.compile(
     r"optim|scheduler|scaler|(^|_)opt(_states?|_state_dict)?$|^(grads?|gradients|(replay_)?buffers?)$"
 )
-"""Of what is beside a model: optimizers and what steers them, gradients, and the data that an agent keeps."""
+"""Keys of other data beside a model: optimizers and their schedulers, gradients, and the data of an agent."""
 _SETTINGS = re.compile(r"hyper_?param|hparams|^(args|config|cfg)$")
 _OPTIMIZER_PART = re.compile(r"optim(izer)?s?(_states?|_state_dict)?")
 _MOMENTS = {
@@ -34,7 +34,7 @@ _MOMENTS = {
     *("exp_avg_sq_row", "exp_avg_sq_col", "exp_avg_diff", "prev_grad", "fp32_from_fp16_params"),
 }
 _DEEPSPEED = {"module", "frozen_param_fragments"}
-"""Keys of a checkpoint of DeepSpeed, which has the weights that are not trained in both."""
+"""Keys of a checkpoint of DeepSpeed, which has frozen weights under both."""
 LIGHTNING = "pytorch-lightning_version"
 """Key of a checkpoint of Lightning, whose models are often all in an attribute `model`."""
 _ATTRIBUTE = "model."
@@ -52,7 +52,7 @@ def find_weights(content: object, is_leaf: IsLeaf) -> Leaves:
         is_leaf: whether a value is a tensor.
 
     Raises:
-        InputError: where two tensors would get one name.
+        InputError: if two tensors would get the same name.
     """
     return _weights(content, is_leaf, list(_leaves(content, is_leaf, (), set())))
 
@@ -65,7 +65,7 @@ def find_models(content: object, is_leaf: IsLeaf) -> tuple[dict[str, Call], Leav
         is_leaf: whether a value is a tensor.
 
     Raises:
-        InputError: as `find_weights`.
+        InputError: see `find_weights`.
     """
     leaves = list(_leaves(content, is_leaf, (), set()))
     modules = {} if _has_state_dict(leaves) else _named_modules(content, is_leaf)
@@ -103,7 +103,7 @@ def _without_attribute(leaves: Sequence[tuple[Path, Any]]) -> list[tuple[Path, A
 def _named_modules(content: object, is_leaf: IsLeaf) -> dict[str, Call]:
     """Return the modules of a tree without a state dict; the main one has an empty name.
 
-    There are none where a module contains packed parameters of torch's quantisation, which are not among its parameters
+    There are none if a module contains packed parameters of torch's quantisation, which are not among its parameters
     and would be missing.
     """
     inside = _modules(content, is_leaf)
@@ -126,10 +126,10 @@ def _is_in_state_dict(path: Path) -> bool:
 
 
 def _modules(content: object, is_leaf: IsLeaf, *, beside_state: bool = False) -> list[tuple[Path, Call]]:
-    """Return the paths of modules with matrices, each once: those in containers, then those in objects, as a trainer's.
+    """Return the paths of modules with matrices, each once: first modules in containers, then modules in objects.
 
-    Beside a state dict those in objects and in settings are left out, as in the hyperparameters of Lightning: they may
-    be parts of the same model at its start.
+    If there is a state dict, modules in objects and in settings are omitted, such as hyperparameters of Lightning: they
+    may be parts of the same model before training.
     """
     found = [*_leaves(content, is_module, (), set())]
     if beside_state:
@@ -174,7 +174,7 @@ def is_optimizer_name(name: str) -> bool:
 
 
 def objects_with_tensors(content: object, is_leaf: IsLeaf) -> str:
-    """Return the class of the first object in a tree that holds tensors, as a model does; empty without one."""
+    """Return the class of the first object with tensors in a tree; empty without one."""
     for value in everything(content):
         if isinstance(value, Call) and any(map(is_leaf, everything([value.state, value.items, value.arguments]))):
             return value.name
@@ -210,14 +210,14 @@ def has_optimizer(content: object) -> bool:
 def _leaves(
     node: Any, is_leaf: IsLeaf, path: Path, seen: set[int], inside: Callable[[Call], Any] | None = None
 ) -> Iterator[tuple[Path, Any]]:
-    """Iterate over the paths and leaves below a node; one that holds itself is walked once.
+    """Iterate over the paths and leaves below a node; a node that contains itself is visited once.
 
     Args:
         node: the root of the tree.
         is_leaf: whether a value is a leaf.
-        path: of the node.
-        seen: ids of the nodes that were walked.
-        inside: returns what is walked of an object; None walks those that are containers in all but their class.
+        path: path of the node.
+        seen: ids of the visited nodes.
+        inside: returns the visited content of an object; None visits objects with the form of a container.
     """
     if is_leaf(node):
         yield path, node
@@ -269,9 +269,9 @@ def _is_optimizer_key(key: object, value: object, is_leaf: IsLeaf) -> bool:
 
 
 def _without_wrappers(leaves: Sequence[tuple[Path, Any]]) -> list[tuple[Path, Any]]:
-    """Return leaves without the prefixes of wrappers that all tensors of one dictionary have, but its counters.
+    """Return leaves without wrapper prefixes that all tensors of one dictionary except its counters have.
 
-    Of a model and its EMA copy only one may be wrapped, or both.
+    Each dictionary is checked separately, since of a model and its EMA copy one may be wrapped, or both.
     """
     prefixes: dict[Path, str] = {}
     for path, leaf in leaves:
@@ -297,7 +297,7 @@ def _named(leaves: Sequence[tuple[Path, Any]]) -> Iterator[tuple[str, Any]]:
 
 
 def _container_of(inside: list[Path]) -> Path:
-    """Return the path of the dictionary that is the model; empty where that is the tree itself."""
+    """Return the path of the dictionary with the model; empty if it is the tree itself."""
     container: Path = ()
     while True:
         heads = dict.fromkeys(path[0] for path in inside if len(path) > 1)

@@ -1,12 +1,12 @@
 """Read folders of torch's distributed checkpoints, without torch's loader, which would execute pickled code.
 
 The index of a checkpoint lists the tensors and the places of their chunks; a chunk is a file of `torch.save` inside a
-`.distcp` file. The index is refused if it names code that an index does not need.
+`.distcp` file. The index is rejected if it names code that an index does not need.
 
-Megatron-Core writes the layers of a transformer as one tensor for each of their parameters, with the layers along its
-first side, where they are all alike: `decoder.layers.mlp.linear_fc1.weight`. They are read layer by layer, under the
-names that it gives to layers that differ: `decoder.layers.0.mlp.linear_fc1.weight`. Gate and up-projection may be two
-tensors, `linear_fc1.weight_w` and `linear_fc1.weight_v`: they are read as the one that the model has.
+If all layers of a transformer are alike, Megatron-Core writes one tensor for each of their parameters, with the layers
+along its first side: `decoder.layers.mlp.linear_fc1.weight`. They are read layer by layer, under the names that it
+gives to layers that differ: `decoder.layers.0.mlp.linear_fc1.weight`. Gate and up-projection may be two tensors,
+`linear_fc1.weight_w` and `linear_fc1.weight_v`: they are read as one tensor, as in the model.
 """
 
 import io
@@ -35,15 +35,15 @@ INDEX = ".metadata"
 SUFFIX = ".distcp"
 _METADATA = "torch.distributed.checkpoint.metadata."
 BESIDE = ("meta.pt", "common.pt")
-"""Files of Lightning and Megatron-Core beside an index, with what is not a tensor."""
-_MOST_LAYERS = 1000  # that are taken apart: a damaged index may say any number; our choice
+"""Files of Lightning and Megatron-Core beside an index, with data other than tensors."""
+_MOST_LAYERS = 1000  # largest number of layers that are split: a damaged index may contain any number; our choice
 _HALF = re.compile(r"(?P<whole>(.+\.)?linear_fc1\.(weight|bias)\d*)_(?P<half>[wv])")
 _STACKED = re.compile(r"(?P<layers>(.+\.)?layers)\.(?!\d+\.).+")
 
 
 @dataclass(frozen=True, slots=True)
 class _Chunk:
-    """A part of a tensor, and where it lies."""
+    """A part of a tensor, and its place in a file."""
 
     offsets: tuple[int, ...]
     file: str
@@ -64,7 +64,7 @@ class _Entry:
     dtype: torch.dtype
     chunks: tuple[_Chunk, ...]
     layer: int | None = None
-    """Place along the first side of the stored tensor, where the entry is that part of it."""
+    """Index along the first side of the stored tensor, if the entry is a slice of it."""
 
 
 def open_distributed(folder: Path) -> Checkpoint:
@@ -99,7 +99,7 @@ def open_distributed(folder: Path) -> Checkpoint:
 
 
 def _is_of_lightning(folder: Path) -> bool:
-    """Return whether the rest of a checkpoint of Lightning is beside the tensors, as for its sharded strategies."""
+    """Return whether the other data of a checkpoint of Lightning is beside the tensors (sharded strategies)."""
     with suppress(Exception):  # there is none, or it is damaged
         content, _ = load_content(lambda: (folder / "meta.pt").open("rb"))
         return isinstance(content, Mapping) and LIGHTNING in content
@@ -222,7 +222,7 @@ def _check_files(folder: Path, ends: Mapping[str, int]) -> None:
 def _read(folder: Path, entry: _Entry) -> Tensor:
     if len(entry.chunks) == 1:
         return _read_chunk(folder, entry.chunks[0], entry.layer)
-    chunks = {chunk.offsets: chunk for chunk in entry.chunks if 0 not in chunk.shape}  # of replicas one
+    chunks = {chunk.offsets: chunk for chunk in entry.chunks if 0 not in chunk.shape}  # one of several replicas
     sides = slice(0 if entry.layer is None else 1, None)
     if sum(math.prod(chunk.shape[sides]) for chunk in chunks.values()) != math.prod(entry.shape):
         raise InputError(f"{folder} is damaged: the parts of a tensor of shape {entry.shape} do not add up to it")

@@ -19,7 +19,7 @@ from esdmon.weights.checkpoint.stored import AnyStored, Storage, tensor_of, unsu
 STATE = re.compile(r"serialized_state_dict\.pt|[^/]+/data/weights/[^/]+\.pt")
 """Name in the archive of the file of `torch.save` with the weights: up to torch 2.7, and of 2.8."""
 FOLDER = "data/weights/"
-"""Of the tables and the blocks, in the folder that contains all of an archive."""
+"""Folder of the tables and the blocks, inside the folder that contains the whole archive."""
 _TABLE = re.compile(rf"([^/]+/){FOLDER}(.+)_weights_config\.json")
 _FIRST = (
     *("uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64"),

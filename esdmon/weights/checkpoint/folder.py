@@ -1,6 +1,6 @@
 """Read folders of weights in the layouts of the libraries that write them.
 
-The layout is never guessed: if the files of a folder contradict each other, an error says what was found.
+The layout is never guessed: if the files of a folder contradict each other, an error lists them.
 """
 
 import re
@@ -99,7 +99,7 @@ def _open_weights(folder: Path) -> Checkpoint:
 
 
 def _open_standard(folder: Path, files: Sequence[str]) -> Checkpoint:
-    """Open the weights by their usual names, in one format: others of the same model are left."""
+    """Open the weights under their usual names, in one format; other formats of the same model are ignored."""
     indexes = [name for name in files if _INDEX.fullmatch(name)]
     for suffix in _SUFFIXES:
         usual_indexes = [name for name in indexes if name in {f"{stem}{suffix}.index.json" for stem in _STEMS}]
@@ -156,7 +156,7 @@ def _candidates(folder: Path, files: Sequence[str]) -> list[str]:
     """Return the files of weights under any name.
 
     Raises:
-        InputError: where there are parts of a distributed checkpoint without their index.
+        InputError: if there are parts of a distributed checkpoint without their index.
     """
     if any(name.endswith(distributed.SUFFIX) for name in files):
         raise InputError(
@@ -179,7 +179,7 @@ def _open_inside(folder: Path) -> Checkpoint:
 
 
 def _fsdp_models(folder: Path) -> dict[str, Path]:
-    """Return the folders of distributed checkpoints that accelerate writes, by what it calls such models elsewhere."""
+    """Return the folders of accelerate's distributed checkpoints, by the names of the models in its other formats."""
     found: dict[str, Path] = {}
     for path in sorted(folders_in(folder), key=lambda path: natural_key(path.name)):
         match = _FSDP_MODEL.fullmatch(path.name)
@@ -189,7 +189,7 @@ def _fsdp_models(folder: Path) -> dict[str, Path]:
 
 
 def _may_be_model(folder: Path, name: str) -> bool:
-    """Return whether a file holds a matrix, or cannot be opened: beside a model may be optimizers and normalisers."""
+    """Return whether a file holds a matrix, or cannot be opened; others may hold optimizers and normalisers."""
     try:
         weights = _open_one(folder / name)
     except NoWeightsError:

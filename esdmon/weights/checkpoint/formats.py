@@ -19,14 +19,14 @@ from esdmon.weights.checkpoint.mapping import Checkpoint
 
 INDEX_SUFFIX = ".index.json"
 SUFFIXES = (*torch_file.SUFFIXES, safetensors.SUFFIX, gguf_file.SUFFIX)
-"""Of the files that are read."""
+"""Suffixes of the files that are read."""
 NOT_WEIGHTS = re.compile(
     r"optim|scheduler|scaler|rng|random_states|training_args|sampler|dl_state|recipe_state|pytorch_variables"
 )
-"""In the name of a file beside those of weights; the last is Stable-Baselines3's, of what is not in a module."""
+"""Parts of names of other files beside weights; the last is that of Stable-Baselines3 for tensors outside modules."""
 _MAX_HEADER = 100_000_000  # of a safetensors file, in bytes: the limit of its library
 _FIRST = 512  # bytes that are looked at: a header of tar
-_LEGACY_START = 32  # bytes in which the number of the older layout lies, whatever the protocol
+_LEGACY_START = 32  # bytes that contain the number of the older layout, for any protocol
 _OTHERS = {
     b"\x89HDF": "an HDF5 file: convert it to safetensors or a .pt file",
     b"version https://git-lfs": "a pointer of Git LFS in the place of a file: fetch it with `git lfs pull`",

@@ -26,9 +26,9 @@ class Checkpoint(Mapping[str, Tensor]):
         outlines: tensors on the meta device with the shapes and dtypes of those on disk. Names of one shared tensor map
             to one outline.
         read: returns the tensor of a name, on the CPU.
-        unreadable: by name, why a tensor cannot be read.
-        config: what `config.json` or `adapter_config.json` beside the weights says, or their own header.
-        module: the model, where the file holds it whole, with its weights in memory.
+        unreadable: reasons why tensors cannot be read, by name.
+        config: content of `config.json` or `adapter_config.json` beside the weights, or of their own header.
+        module: the model with its weights in memory, if the file contains the whole model.
         files: the files that hold the tensors.
     """
 
@@ -58,8 +58,8 @@ class Checkpoint(Mapping[str, Tensor]):
         """Read a tensor from disk to the CPU.
 
         Raises:
-            KeyError: where there is none of that name.
-            UnreadableError: for one of a kind that is not read, and where its numbers are missing or damaged.
+            KeyError: if there is no tensor of that name.
+            UnreadableError: for a tensor of an unsupported kind, and if its numbers are missing or damaged.
         """
         if name not in self.outlines:
             raise KeyError(name)

@@ -48,7 +48,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     """Open a file of weights, an index of shards, or a folder with either.
 
     Raises:
-        InputError: where the path does not exist, is damaged, of an unknown kind, or calls for code to run.
+        InputError: if the path does not exist, or the file is damaged, of an unknown kind, or would run code.
     """
     place = Path(path)
     try:

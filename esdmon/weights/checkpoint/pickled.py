@@ -1,9 +1,9 @@
 """Read a pickle as plain data: without importing names, creating objects of its classes, or calling its functions.
 
-A pickle is a program for a stack machine. `parse` runs it on an own machine, which has only containers, numbers and
+A pickle is a program for a stack machine. `parse` runs it on its own machine, which has only containers, numbers and
 texts. Each global of the pickle stays a name, and each call of a global becomes a `Call`, a record of the name and the
-arguments. Only `builders`, functions of esdmon, turn calls into something else, such as a description of a tensor. So
-a hyperparameter of any type is skipped, and a malicious pickle does nothing.
+arguments. Only `builders`, functions of esdmon, turn calls into something else, such as a description of a tensor. So a
+hyperparameter of any type is skipped, and a malicious pickle does nothing.
 """
 
 import pickletools
@@ -15,11 +15,11 @@ from esdmon.records.table import shorten
 
 
 class PickleError(Exception):
-    """Raised for a pickle that is damaged."""
+    """Raised for a damaged pickle."""
 
 
 class CodeError(PickleError):
-    """Raised for a pickle that calls for code which has no place in a checkpoint, such as `posix.system`."""
+    """Raised for a pickle that would run code which does not belong in a checkpoint, such as `posix.system`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +37,9 @@ class Call:
     arguments: tuple[Any, ...] = ()
     state: Any = None
     items: dict[Any, Any] = field(default_factory=dict)
-    """What it stores under keys."""
+    """Items that the pickle stores in the object under keys."""
     elements: list[Any] = field(default_factory=list)
-    """What it appends."""
+    """Items that the pickle appends to the object."""
 
 
 Builders = Mapping[str, Callable[..., Any]]
@@ -51,13 +51,13 @@ def parse(file: BinaryIO, builders: Builders, load_persistent: Callable[[Any], A
 
     Args:
         file: an open file, at the start of a pickle.
-        builders: what becomes of calls; others become a `Call`.
-        load_persistent: returns what an object is that the pickle refers to by an id; None refuses those.
+        builders: functions that convert calls; any other call becomes a `Call`.
+        load_persistent: returns the object that the pickle refers to by an id; None rejects such references.
 
     Raises:
         PickleError: for a damaged pickle.
-        CodeError: for a pickle that names what starts programs or runs code. It would do nothing here; but whoever
-            opens the file in another way should know.
+        CodeError: for a pickle that names functions which start programs or run code. They would not be called here,
+            but the user should know before opening the file in another way.
     """
     machine = _Machine(builders, load_persistent)
     try:
@@ -70,7 +70,7 @@ def parse(file: BinaryIO, builders: Builders, load_persistent: Callable[[Any], A
     except LookupError as error:  # of the stack or the memo: other bytes than those of a pickle
         raise PickleError("its bytes are not those of a pickle") from error
     except Exception as error:
-        msg = f"{type(error).__name__}: {shorten(str(error), _LONGEST_ERROR)}"  # it may quote the file
+        msg = f"{type(error).__name__}: {shorten(str(error), _LONGEST_ERROR)}"  # the error may quote the file
         raise PickleError(msg) from error
     raise PickleError("it has no end")
 
@@ -104,7 +104,7 @@ _IGNORED = {"PROTO", "FRAME"}
 _KEYS = (str, bytes, int, float, Global, Call, type(None))
 _LONGEST_KEY = 8  # parts of a tuple; our choice
 _MAX_TUPLES = 1_000_000
-"""Tuples that a pickle may hold, those inside others counted each time that they occur; our choice."""
+"""Largest number of tuples in a pickle, where nested ones count each time that they occur; our choice."""
 _CONSTANTS: dict[str, Callable[[], Any]] = {
     "NONE": lambda: None,
     "NEWTRUE": lambda: True,
@@ -137,7 +137,7 @@ class _Machine:
         """Execute one opcode.
 
         Raises:
-            PickleError: for an opcode that has no place in a checkpoint.
+            PickleError: for an opcode that does not belong in a checkpoint.
         """
         if opcode in _IGNORED:
             return
@@ -170,7 +170,7 @@ class _Machine:
         return values
 
     def push_tuple(self, values: list[Any]) -> None:
-        """Push a tuple. Hashing one visits all tuples in it each time that they occur, so these are counted before."""
+        """Push a tuple. Its hash visits nested tuples each time that they occur, so these are counted before."""
         made = tuple(values)
         waiting: list[Any] = [made]
         while waiting:

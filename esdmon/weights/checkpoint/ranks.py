@@ -17,10 +17,10 @@ from esdmon.weights.checkpoint.pickled import Call
 
 @dataclass(frozen=True, slots=True)
 class _Layout:
-    """How a library names the parts of a model."""
+    """The names that a library gives to the parts of a model."""
 
     name: re.Pattern[str]
-    """Of the file, or of the folder around it; `rank` is its number, `ranks` how many there are if the name says so."""
+    """Name of the file, or of its folder, with the group `rank`, and `ranks` if it has the number of ranks."""
     remedy: str
     is_folder: bool = False
     first: int = 0
@@ -48,7 +48,7 @@ _LAYOUTS = (
 
 
 def check_arguments(content: object) -> None:
-    """Raise for the training state of a rank of Megatron, by the arguments in it, wherever it lies.
+    """Raise for the training state of one rank of Megatron, recognised by its arguments, in any folder.
 
     Raises:
         InputError: without the path, with the number of parts.

@@ -62,12 +62,12 @@ class Storage:
     dtype: torch.dtype
     numel: int
     start: int = 0
-    """First element of it in the block of that key."""
+    """Its first element in the block of that key."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """A tensor that is not read yet."""
+    """The description of a tensor that is not read yet."""
 
     storage: Storage
     dtype: torch.dtype
@@ -75,7 +75,7 @@ class StoredTensor:
     shape: tuple[int, ...]
     stride: tuple[int, ...]
     quantizer: tuple[Any, ...] = ()
-    """Of a tensor of torch's own quantisation: (scheme, scale, zero point), or with tensors and an axis."""
+    """For torch's own quantisation: (scheme, scale, zero point), or the same with tensors and an axis."""
 
     @property
     def numel(self) -> int:
@@ -83,7 +83,7 @@ class StoredTensor:
         return math.prod(self.shape)
 
     def outline(self) -> Tensor:
-        """Return a tensor on the meta device of its shape and dtype; of a quantised one, that of what it stands for."""
+        """Return a tensor on the meta device of its shape and dtype; for a quantised one, those of its real numbers."""
         return torch.empty(self.shape, dtype=torch.float32 if self.quantizer else self.dtype, device="meta")
 
     def load(self, read_bytes: ReadBytes) -> Tensor:
@@ -104,7 +104,7 @@ class StoredTensor:
 
 @dataclass(frozen=True, slots=True)
 class Unsupported:
-    """A tensor of a kind that is not read."""
+    """A tensor of an unsupported kind."""
 
     reason: str
     shape: tuple[int, ...]
@@ -128,7 +128,7 @@ AnyStored = StoredTensor | Unsupported
 
 
 def storage_of(kind: Any, key: Any, numel: Any, *, start: int = 0) -> Storage:
-    """Return the storage that a persistent id of torch names, such as `torch.FloatStorage` of 12 elements."""
+    """Return the storage for a persistent id of torch, such as `torch.FloatStorage` of 12 elements."""
     name = kind.name.rpartition(".")[2] if isinstance(kind, Global) else ""
     dtype = _STORAGES.get(name.removesuffix("Storage"))
     if dtype is None or not _is_count(numel) or not isinstance(key, str | int):
@@ -198,12 +198,12 @@ def _nested(buffer: Any, *_: Any) -> Any:
 
 
 def unsupported(reason: str, shape: Any, dtype: torch.dtype | None) -> Unsupported:
-    """Return a tensor that is not read.
+    """Return a description of a tensor of an unsupported kind.
 
     Args:
-        reason: why.
+        reason: why it is not read.
         shape: sides.
-        dtype: None for one that is not known.
+        dtype: type of the elements; None if it is not known.
 
     Raises:
         PickleError: for an impossible shape.
@@ -271,7 +271,7 @@ BUILDERS: Builders = {
     "torch._utils._rebuild_meta_tensor_no_storage": _meta,
     "torch._tensor._rebuild_from_type_v2": _from_type,
 }
-"""What becomes of the calls in a file of `torch.save`."""
+"""Functions that convert the calls in a file of `torch.save`."""
 
 
 def _dequantized(numbers: Tensor, quantizer: tuple[Any, ...], read_bytes: ReadBytes) -> Tensor:

@@ -164,7 +164,7 @@ def load_tensor(open_file: Open, tensor: AnyStored, places: Places) -> Tensor:
     """Read one tensor.
 
     Raises:
-        PickleError: where its storage is truncated or missing.
+        PickleError: if its storage is truncated or missing.
         UnreadableError: for a tensor of a kind that is not read.
     """
     with open_file() as file:

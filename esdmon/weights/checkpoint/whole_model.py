@@ -51,7 +51,7 @@ _BASES: _Kinds = (
 )
 """Class -> attributes by which one derived from it is found: the layers, and wrappers that are looked through."""
 _COMPILED = "torch._dynamo.eval_frame.OptimizedModule"
-"""What torch.compile returns, which is made by a call with the module inside."""
+"""Class of the result of torch.compile, which is created by a call with the module as argument."""
 _MAKERS = ("copy_reg._reconstructor", "copyreg._reconstructor", "copy_reg.__newobj__", "copyreg.__newobj__")
 """Functions that make an object of the class that is their first argument."""
 _RESERVED = set(vars(nn.Module())) - {"training"}
@@ -229,7 +229,7 @@ class _Builder:
 
 
 _OTHER = object()
-"""In the place of a value that is neither a number, a text, nor a container of these."""
+"""Placeholder for a value that is neither a number, a text, nor a container of these."""
 
 
 def _check_without_weights(value: Any, is_tensor: Callable[[object], bool], what: str) -> None:
@@ -291,7 +291,7 @@ def _fits(value: Any, kind: type | int) -> bool:
 
 
 def _class_name(stored: Call) -> str:
-    """Return the qualified name of the class of an object, however its pickle has been made."""
+    """Return the qualified name of the class of an object, for all ways of pickling it."""
     first = stored.arguments[0] if stored.arguments else None
     return first.name if isinstance(first, Global) and stored.name.endswith(_MAKERS) else stored.name
 

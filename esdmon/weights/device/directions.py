@@ -23,7 +23,7 @@ def directions_of(matrix: Matrix, weight: Tensor) -> tuple[Floats, Floats | None
         weight: its value.
 
     Returns:
-        Rows of length 1, or 0 where the rank is lower. Those of a difference are of the whole weight. The cosines are
+        Rows of length 1, or 0 if the rank is lower. Those of a difference are of the whole weight. The cosines are
         absolute, (slices, count, min(rows, columns)); None for a weight without a reference.
 
     Raises:

@@ -40,7 +40,7 @@ from esdmon.weights.matrix import Matrix
 from esdmon.weights.validation import check_readable, min_eigenvalues
 
 Directions: TypeAlias = tuple[Floats, Floats | None]
-"""What `directions_of` returns."""
+"""The result of `directions_of`."""
 _LARGE = 1 << 20  # elements from which no contiguous copy is made of all scattered slices: 4 MB in float32
 
 
@@ -70,7 +70,7 @@ def read_spectrum(
         last_directions: those of the last reading, for `also` with "directions".
 
     Raises:
-        UnreadableError: where the weight holds no numbers, NaN or infinities, only zeros, or too few eigenvalues.
+        UnreadableError: if the weight holds no numbers, NaN or infinities, only zeros, or too few eigenvalues.
     """
     stack, facts, weight = _open(matrix, precision=precision, kind=kind, also=also, solver=solver)
     with torch.no_grad(), without_autocast(weight.device.type):
@@ -86,14 +86,14 @@ class Exported:
     weight: Weight
     stack: Array
     directions: Directions | None
-    """Where they were asked for."""
+    """The strongest directions, if they were requested."""
 
 
 def export(matrix: Matrix, *, precision: str = "auto", kind: str = "", also: Collection[str] = ()) -> Exported:
     """Read a weight for another process; the arguments are those of `read_spectrum`.
 
     Raises:
-        UnreadableError: where the weight holds no numbers.
+        UnreadableError: if the weight holds no numbers.
     """
     tensor = read_weight(matrix)
     check_readable(tensor)

@@ -51,7 +51,7 @@ class Margins(Sides):
 
 @final
 class _Widened:
-    """A stack of 16-bit numbers on the CPU as an array of float32: what is sliced is converted."""
+    """A stack of 16-bit numbers on the CPU as an array of float32: slices of it are converted."""
 
     def __init__(self, stack: Tensor) -> None:
         self._stack = stack
@@ -88,7 +88,7 @@ def scales_of(stack: Tensor, margins: Margins) -> Scales:
         return arrays.scales_of(array, _as_arrays(margins))
     squares, columns_first = _squared(stack), margins.columns_first()
     measured, margins = margins, _refined(squares, margins, columns_first=columns_first)
-    if not _is_near(measured, margins):  # a single large row still lowers its own scale by that of its columns
+    if not _is_near(measured, margins):  # a single large row raises the scales of its columns, which lowers its own
         margins = _refined(squares, margins, columns_first=columns_first)
     rows, columns = _numbers(margins.rows), _numbers(margins.columns)
     elements = _kurtosis(stack, margins, columns_first=columns_first)
@@ -110,7 +110,7 @@ class _Squares:
 
 
 def _refined(squares: Iterable[Tensor], margins: Margins, *, columns_first: bool) -> Margins:
-    """Return scales from an earlier estimate."""
+    """Return scales refined from an earlier estimate."""
     if columns_first:
         columns = _columns(squares, margins.rows)
         return Margins(_rows(squares, columns), columns)
@@ -121,7 +121,7 @@ def _refined(squares: Iterable[Tensor], margins: Margins, *, columns_first: bool
 def _rows(squares: Iterable[Tensor], columns: Tensor) -> Tensor:
     """Return the mean over the columns of W_ij²/b_j for each row.
 
-    Not by a matrix product, whose factors a precision switch may round; nor is `_columns`.
+    No matrix product is used, since a precision switch may round its factors; the same holds for `_columns`.
     """
     weights = _inverse(columns)[:, None, :]
     sums = [(part * weights.to(part.dtype)).sum(dim=2) for part in squares]
@@ -139,13 +139,13 @@ def _columns(squares: Iterable[Tensor], rows: Tensor) -> Tensor:
 
 
 def _is_near(one: Margins, other: Margins) -> bool:
-    """Return whether the scales of both sides differ by a factor only, up to 5 %."""
+    """Return whether two estimates of the scales are proportional on both sides, up to 5 %."""
     ratios = (other.rows * _inverse(one.rows), other.columns * _inverse(one.columns))
     return all(bool((ratio.amax(dim=1) < (1 + SETTLED) * ratio.amin(dim=1)).all()) for ratio in ratios)
 
 
 def _inverse(scales: Tensor) -> Tensor:
-    """Return 1/scale; one slice may have zeros, and then a tiny scale is taken in their place, or 1 if all are zero."""
+    """Return 1/scale. Zeros, which a single slice may have, are replaced by a tiny scale, or by 1 if all are zero."""
     least = scales.mean(dim=1, keepdim=True) * TINY
     return torch.maximum(scales, torch.where(least > 0, least, 1)).reciprocal()
 

@@ -2,14 +2,14 @@
 
 torch has two sets of switches for float32 products: `set_float32_matmul_precision` with `allow_tf32`, and since 2.9
 `fp32_precision` of each backend. Reading the old ones raises once the new ones were used, so the new ones are read
-where they exist, those of the backend that multiplies on the device: mkldnn on a CPU, cuBLAS on CUDA. No switch is ever
-set here: they are the user's, and other threads may multiply at the same time.
+where they exist, those of the backend that multiplies on the device: mkldnn on a CPU, cuBLAS on CUDA. No switch is
+changed here, since they belong to the user, and other threads may multiply at the same time.
 
 Where a switch may round float32 products they are computed in float64. Products of 16-bit numbers are exact where the
-switch leaves as many significant bits as the numbers have: bfloat16 has 8, float16 and TF32 11. What is left is the
-rounding of the sums. On a CPU they are of float32: the default of oneDNN
-(https://oneapi-src.github.io/oneDNN/dev_guide_attributes_accumulation_mode.html), and what
-`python -m tests.benchmarks.precision_switches` shows. On CUDA they are taken to be coarser: nothing was measured there.
+switch leaves as many significant bits as the numbers have: bfloat16 has 8, float16 and TF32 11. The sums are still
+rounded. On a CPU they are computed in float32: this is the default of oneDNN
+(https://oneapi-src.github.io/oneDNN/dev_guide_attributes_accumulation_mode.html), and what `python -m
+tests.benchmarks.precision_switches` shows. On CUDA they are assumed to be less accurate; this was not measured.
 """
 
 from collections.abc import Iterator

@@ -40,7 +40,7 @@ def sample_matrix(matrix: Matrix, size: int) -> Tensor:
 
 def sample_value(matrix: Matrix, weight: Tensor, size: int) -> Tensor:
     """Return up to `size` elements of `weight`, a value that the matrix has or had, at the places of the matrix."""
-    # Where the weight holds nothing but this matrix, its elements need not be brought into a stack.
+    # If the weight contains only this matrix, its elements need not be converted to a stack.
     is_whole = weight.numel() == matrix.size_for(weight).n_elements
     return sample_tensor(weight if is_whole else matrix.to_stack(weight), size)
 
@@ -53,7 +53,7 @@ def sample_tensor(tensor: Tensor, size: int) -> Tensor:
 def relative_move(moved: float, norm: float) -> float:
     """Return ‖ΔW‖/‖W‖ from both norms; infinite for a weight that was zero and has moved, 0 for one that has not.
 
-    NaN where a norm is.
+    It is NaN if a norm is NaN.
     """
     if norm > 0 or math.isnan(norm):
         return moved / norm

@@ -50,7 +50,7 @@ class _Arriving:
 
 @final
 class Screener:
-    """Screen weights, and keep a vector of each from one screening to the next.
+    """Screen weights, and keep a vector of each weight between screenings.
 
     Only weights that are parameters themselves are screened. Those that are computed, packed or sharded are left out,
     and those on a device without float64.
@@ -123,16 +123,16 @@ class Screener:
             begin += queued.numel()
             value, residual = max(zip(pairs[::2], pairs[1::2], strict=True))
             if not (all(map(math.isfinite, (square, *pairs))) and value > 0):
-                self._vectors.pop(name, None)  # it is not finite either
+                self._vectors.pop(name, None)  # the vector is not finite either
                 value, residual = (0.0 if square == 0 else math.nan), math.nan
             yield Screened(name, step, square**0.5, value**0.5, residual / value if value > 0 else math.nan, N=n)
 
     def forget(self) -> None:
-        """Forget all that was queued, and all vectors: the weights are others now."""
+        """Discard queued results and all vectors, since the weights were replaced."""
         self._queued, self._arriving, self._vectors = {}, [], {}
 
     def keep(self, names: Collection[str]) -> None:
-        """Forget the vectors of all other matrices."""
+        """Discard the vectors of all other matrices."""
         self._vectors = {name: vector for name, vector in self._vectors.items() if name in names}
 
 
@@ -196,7 +196,7 @@ def _screened(tall: Tensor, start: Tensor, steps: int) -> tuple[Tensor, Tensor]:
             scale = quotient.clamp_min(torch.finfo(torch.float32).tiny)
         image = image / scale.to(dtype).reshape(-1, 1, 1)  # squares of σ² might not be within float32
         basis = torch.cat(found, dim=-1)
-        for _ in range(2):  # once leaves what float32 has lost
+        for _ in range(2):  # a second pass removes rounding errors of float32
             image -= basis @ (basis.mT @ image)
         length = torch.linalg.vector_norm(image, dim=(1, 2))
         quotients.append(quotient)
@@ -211,7 +211,7 @@ def _screened(tall: Tensor, start: Tensor, steps: int) -> tuple[Tensor, Tensor]:
 def _largest(quotients: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
     """Return the largest eigenvector of the tridiagonal matrix of the Lanczos method, its eigenvalue and the residual.
 
-    By squaring the matrix: a solver waits for the device.
+    The matrix is squared repeatedly, since a solver would wait for the device.
     """
     size = quotients.shape[-1]
     between = lengths.narrow(-1, 0, size - 1)
@@ -230,7 +230,7 @@ def _largest(quotients: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _parts(tall: Tensor, dtype: torch.dtype) -> Callable[[], Iterator[Tensor]]:
-    """Return the function that yields blocks of rows, converted: one block, but of a large weight on the CPU."""
+    """Return a function that yields converted blocks of rows; several only for a large weight on the CPU."""
     if tall.device.type != "cpu" or tall.numel() <= _CHUNK:
         whole = tall.to(dtype)
         return lambda: iter((whole,))

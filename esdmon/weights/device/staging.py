@@ -20,7 +20,7 @@ def snapshot(matrix: Matrix, transfers: Transfers, *, with_reference: bool = Fal
     Args:
         matrix: the handle on the weight.
         transfers: make the copies.
-        with_reference: copy the weight that this one has come from as well.
+        with_reference: also copy the original weight, see `Matrix.reference`.
 
     Raises:
         UnreadableError: for a weight that holds no numbers; see `check_readable`.

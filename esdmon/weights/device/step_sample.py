@@ -36,8 +36,9 @@ class StepSampler:
     """Compare samples of weights before and after a step.
 
     Only weights that are parameters are sampled: reading one that is computed takes long, and may run code of the
-    model. Of a sharded parameter this rank's fragment is sampled, if it has 256 elements. Left out are weights that are
-    a part of a sharded parameter, of which a fragment may hold nothing, and weights that hold no numbers.
+    model. For a sharded parameter this rank's fragment is sampled, if it has 256 elements. Weights that are a part of a
+    sharded parameter are omitted, since a fragment may contain none of their elements, and so are weights without
+    numbers.
 
     Args:
         transfers: bring the numbers to the CPU.
@@ -91,7 +92,7 @@ class StepSampler:
         self._before, self._after = {}, after
 
     def take(self) -> dict[str, StepSample]:
-        """Return the samples that are finished since the last call, without waiting for the rest."""
+        """Return the samples that have finished since the last call, without waiting for the others."""
         found: dict[str, StepSample] = {}
         waiting = []
         for names, norms in self._arriving:
@@ -172,7 +173,7 @@ def _is_alike(one: Tensor, other: Tensor) -> bool:
 
 
 def _is_fragment(matrix: Matrix) -> bool:
-    """Return whether a matrix is one whole parameter, of which this rank holds a fragment that says enough."""
+    """Return whether a matrix is one whole parameter, of which this rank holds a large enough fragment."""
     if len(matrix.shards) != 1 or matrix.unreadable:
         return False
     _, shard = matrix.shards[0]

@@ -21,7 +21,7 @@ Later: TypeAlias = Callable[[], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Sending:
-    """A copy on its way."""
+    """A copy that was queued."""
 
     host: Tensor
     """The copy, on the CPU; valid once it has arrived."""
@@ -32,7 +32,7 @@ class Sending:
     release: Callable[[], None]
     """Frees `host` for the next copy; may be called in any thread."""
     source: Tensor
-    """What is copied, on the device; held until the copy has arrived."""
+    """The source on the device; held until the copy has arrived."""
 
 
 class Accelerator(Protocol):
@@ -52,7 +52,7 @@ class Accelerator(Protocol):
 
         Args:
             tensor: on the device.
-            aside: copy in a stream of its own, so that what the training queues later does not wait for the copy, and
+            aside: copy in a separate stream, so that later work of the training does not wait for the copy; this work
                 must not change the tensor.
         """
 
@@ -106,7 +106,7 @@ class Fetched:
 
 @final
 class Transfers:
-    """The copies under way of one monitor.
+    """The unfinished copies of one monitor.
 
     A weight is first copied on its device, in the stream of the training, and from there by a stream of its own: a copy
     of 67 MB to the host holds up the training's stream for 1.2 ms, and one on the device for 0.1 ms (H100). Where the
@@ -114,7 +114,7 @@ class Transfers:
 
     Args:
         accelerators: by the type of their device; a tensor of any other is copied at once.
-        waits: True to wait for each copy at once, so that nothing is under way between steps.
+        waits: True to wait for each copy at once, so that no copy is unfinished between steps.
     """
 
     def __init__(self, accelerators: Mapping[str, Accelerator] | None = None, *, waits: bool = False) -> None:

@@ -16,7 +16,7 @@ def trap_elements(stack: Tensor, elements: Elements, *, n: int, m: int, scale: f
         elements: statistics of them, in units of the weight.
         n: longer side of a slice without dead rows and columns.
         m: its shorter side.
-        scale: what the weight was divided by.
+        scale: number that the weight was divided by.
     """
     by_mean, by_element = parts_of_trap(elements, n, m)
     if not max(by_mean, by_element) > 1:

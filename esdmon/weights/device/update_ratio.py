@@ -1,10 +1,10 @@
 """Measure how far weights have moved between readings, from a sample of their elements.
 
-A 16-bit weight moves by whole units in the last place, u. Where it is rounded from a float32 master copy, an update δ
+A 16-bit weight moves by whole units in the last place, u. If it is rounded from a float32 master copy, an update δ
 below u moves it by u with probability |δ|/u, since the exact value may lie anywhere between two 16-bit numbers. So the
-move d that is seen has E|d| = |δ|, but E d² = |δ|·u: its norm can be ten times too large. Where most elements that
-moved did so by one unit, ‖δ‖ is estimated as √(π/2)·Σ|d|/√n. That is right for normally distributed δ, and a quarter
-too large where all δ are of one size.
+observed move d has E|d| = |δ|, but E d² = |δ|·u: its norm can be ten times too large. If most moved elements moved by
+one unit, ‖δ‖ is estimated as √(π/2)·Σ|d|/√n. This is correct for normally distributed δ, and a quarter too large if all
+δ have one size.
 """
 
 import math
@@ -38,7 +38,7 @@ class _Part:
 class Drift:
     """Measure ‖ΔW‖/‖W‖ of each matrix, from up to 4096 of its elements, of all matrices together up to 64 MB.
 
-    Of an adapter the factors are sampled, and of W − W₀ both terms, so that the matrix itself need not be computed.
+    For an adapter the factors are sampled, and for W − W₀ both terms, so that the matrix itself need not be computed.
 
     Args:
         transfers: bring the samples to the CPU.
@@ -58,8 +58,8 @@ class Drift:
     def update(self, matrix: Matrix) -> Callable[[], float]:
         """Make the current weight the new baseline; return a function that returns ‖ΔW‖/‖W‖ since the one before.
 
-        For a 16-bit weight that of the update before it was rounded is estimated. NaN at the first call, and where the
-        shape has changed.
+        For a 16-bit weight, the ratio of the update before rounding is estimated. The function returns NaN at the first
+        call, and if the shape has changed.
 
         Raises:
             UnreadableError: for a weight that holds no numbers; see `check_readable`.
@@ -74,8 +74,8 @@ class Drift:
     def peek(self, matrices: Iterable[Matrix]) -> dict[str, float]:
         """Return ‖ΔW‖/‖W‖ of each matrix since its last `update`, without changing the baseline.
 
-        Nothing waits for an accelerator: where the sample has not arrived yet, that of the call before is compared;
-        without one since the last update the matrix is missing.
+        It does not wait for an accelerator: if the sample has not arrived yet, the sample of the previous call is
+        compared; if there is none since the last update, the matrix is missing.
 
         NaN for a weight that cannot be read or is not finite; infinite for one whose baseline is missing, or of another
         shape.

@@ -31,7 +31,7 @@ _HEAD_SIZES = (
 
 
 def extract_attention(name: str, module: nn.Module) -> Sequence[Matrix] | None:
-    """Return the fused projections of a module, the heads of attention and their products; None where it has none."""
+    """Return the fused projections of a module, the heads of attention and their products; None if it has none."""
     found = [*_projections_of(name, module)]
     if not found:
         return _extract_from_parent(name, module) or None
@@ -59,7 +59,7 @@ def _projections_of(name: str, module: nn.Module) -> Iterator[tuple[str, Project
 
 
 def _extract_from_parent(name: str, module: nn.Module) -> list[Matrix]:
-    """Return the product of o and v of attention whose output is projected beside it, as in BERT and ViT."""
+    """Return the product of o and v for attention with its output projection in a sibling, as in BERT and ViT."""
     children = children_of(module)
     output = children.get("output")
     for attribute in ("self", "attention"):
@@ -79,8 +79,8 @@ def heads_of(whole: Matrix, *, size: int, outputs_last: bool = False) -> list[Ma
 
     Args:
         whole: the projection.
-        size: outputs of one head; none are returned where the outputs are not a multiple of it, or it is 0.
-        outputs_last: whether the columns of its matrix are the outputs, and not the rows.
+        size: outputs of one head; no heads are returned if the outputs are not a multiple of it, or it is 0.
+        outputs_last: whether the columns of its matrix are the outputs, instead of the rows.
     """
     dim = 2 if outputs_last else 1
     try:
@@ -108,11 +108,11 @@ class _Fused:
     attribute: str
     projections: dict[str, ToStack]
     outputs_last: bool
-    """Whether the columns of the weight are the outputs, and not the rows."""
+    """True if the columns of the weight are the outputs, instead of the rows."""
 
 
 def _head_size(module: nn.Module) -> int:
-    """Return the size of a head that a module declares; 0 where it declares none."""
+    """Return the size of a head that a module declares; 0 if it declares none."""
     sizes = (vars(module).get(attribute) for attribute in _HEAD_SIZES)
     return next((size for size in sizes if isinstance(size, int)), 0)
 
@@ -147,7 +147,7 @@ def _find_by_name(module: nn.Module) -> Iterator[_Fused]:
 
 
 def output_of(name: str, module: nn.Module) -> dict[str, Projection]:
-    """Return the projection of a module's output as `o`; nothing where it is not known, or in another module."""
+    """Return the projection of a module's output as `o`; nothing if it is not known, or in another module."""
     for attribute in _OUTPUTS:
         if plain_weight(module, attribute) is not None:
             child = getattr(module, attribute)

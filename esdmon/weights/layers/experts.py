@@ -50,7 +50,7 @@ def _of_grouped_mlp(name: str, module: Any, count: int) -> list[Matrix]:
 
 
 def _number_of_experts(module: nn.Module) -> int | None:
-    """Return the number of experts that a module declares; None where it declares none."""
+    """Return the number of experts that a module declares; None if it declares none."""
     counts = (vars(module).get(attribute) for attribute in _COUNTS)
     return next((count for count in counts if isinstance(count, int)), None)
 
@@ -75,7 +75,7 @@ def _pooled(name: str, module: nn.Module, attribute: str) -> list[Matrix]:
 def side_of_halves(gate_up: Sequence[int], down: Sequence[int]) -> int | None:
     """Return the dimension along which gate and up-projection lie beside each other, by their shape and that of down.
 
-    None where the shapes do not fit each other.
+    None if the shapes do not fit each other.
     """
     if len(gate_up) != 3 or len(down) != 3:
         return None

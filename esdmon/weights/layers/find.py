@@ -67,9 +67,10 @@ def _find_in(outline: Outline, extractor: Extractor) -> Found:
 
 
 def _is_place(matrix: Matrix) -> bool:
-    """Return whether a weight is the place of one that is passed with each call, as `torch.func.functional_call` does.
+    """Return whether a weight is a placeholder for one that is passed with each call, as by `functional_call`.
 
-    Libraries keep a copy of the module then, with plain tensors on the meta device in the place of parameters.
+    Libraries that use `torch.func.functional_call` keep a copy of the module with plain tensors on the meta device
+    instead of parameters.
     """
     with suppress(Exception):  # reported for the matrix
         weight = None if matrix.made_of else matrix.read()
@@ -78,7 +79,7 @@ def _is_place(matrix: Matrix) -> bool:
 
 
 def _extract_isolated(name: str, module: nn.Module, extractor: Extractor, found: Found) -> list[Matrix]:
-    """Return the matrices of a module; where that raises, its parameters as unreadable ones."""
+    """Return the matrices of a module; if that raises, return its parameters as unreadable matrices."""
     try:
         if _only_scales(module):
             found.left_out |= {id(scale): SCALES for scale in module.parameters(recurse=False) if scale.ndim > 1}
@@ -109,7 +110,7 @@ def _completed(module: nn.Module, matrices: Sequence[Matrix]) -> list[Matrix]:
 
 
 def _are_plain(matrices: Sequence[Matrix]) -> bool:
-    """Return whether each matrix of a module is a parameter of it, so that the other parameters are behind none."""
+    """Return whether each matrix of a module is one of its parameters, so that no matrix depends on the other ones."""
     return all(matrix.detail or (matrix.made_of is None and not matrix.unreadable) for matrix in matrices)
 
 
@@ -122,7 +123,7 @@ def _by_parameter(name: str, module: nn.Module, dimensions: Collection[int]) -> 
 
 
 def _only_scales(module: nn.Module) -> bool:
-    """Return whether a module multiplies each number by its own: a norm, or one with as many biases as weights."""
+    """Return whether a module scales each number separately: a norm, or a module with as many biases as weights."""
     if isinstance(module, _NORMS):
         return True
     own = parameters_of(module)
@@ -133,7 +134,7 @@ def _only_scales(module: nn.Module) -> bool:
 
 
 def _by_layout(name: str, module: nn.Module) -> Iterator[Matrix]:
-    """Yield the weights of a module of an unknown kind as the same would be read from a file.
+    """Yield the weights of a module of an unknown kind, interpreted as in a file.
 
     Those of more than two sides are kernels, of which the module may say the number of groups, and stacks of matrices;
     of two sides a parameter holds several matrices if it has the name that torch gives to such, as `in_proj_weight`.
@@ -161,7 +162,7 @@ def _by_layout(name: str, module: nn.Module) -> Iterator[Matrix]:
 
 
 def _declared_groups(module: nn.Module) -> int | None:
-    """Return the groups that a convolution of the user's own says it has; None where it does not."""
+    """Return the groups that a convolution of the user's own says it has; None if it does not."""
     groups = vars(module).get("groups")
     return groups if isinstance(groups, int) and groups > 0 else None
 

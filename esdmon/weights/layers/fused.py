@@ -23,11 +23,11 @@ Layout = Callable[[Any, Tensor], dict[str, ToStack]]
 Shapes = Mapping[str, torch.Size]
 """Shape of each parameter of a module or a state dict, by name."""
 ByName = Callable[[str, torch.Size, Shapes], dict[str, ToStack]]
-"""`(path of the owner with its dot, shape, shapes of all)` to the projections; empty where the shapes contradict."""
+"""`(path of the owner with its dot, shape, shapes of all)` to the projections; empty if the shapes contradict."""
 
 
 def plain_weight(module: nn.Module, attribute: str) -> Tensor | None:
-    """Return the 2-D weight of a child; None where the child computes it, as one of LoRA or bitsandbytes does."""
+    """Return the 2-D weight of a child; None if the child computes it, as one of LoRA or bitsandbytes does."""
     child = children_of(module).get(attribute)  # getattr would call a user's own __getattr__
     weight = None if child is None or is_of_bitsandbytes(child) else parameters_of(child).get("weight")
     return weight if weight is not None and weight.ndim == 2 else None
@@ -81,7 +81,7 @@ def _grouped_query_rows(module: Any, _weight: Tensor) -> dict[str, ToStack]:
 def _groups_of_rows(module: Any, weight: Tensor) -> dict[str, ToStack]:
     """Split Megatron's `linear_qkv`: for each head of k and v the heads of q that share it, then that of k, that of v.
 
-    A gate on the output of attention has as many heads as q, which it follows.
+    A gate on the output of attention has as many heads as q, and is placed after q.
     """
     config = module.config
     groups = config.num_query_groups or config.num_attention_heads

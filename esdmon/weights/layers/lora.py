@@ -51,7 +51,7 @@ def low_rank(a: Tensor, b: Tensor) -> Tensor:
         b: (outputs, r), or (slices, outputs, r).
 
     Raises:
-        UnreadableError: where one of them is zero, as b is at the start.
+        UnreadableError: if one of them is zero, as b is before training.
     """
     dtype = torch.float64 if torch.float64 in (a.dtype, b.dtype) else torch.float32
     a, b = a.detach().to(dtype), b.detach().to(dtype)
@@ -73,7 +73,7 @@ def factors_of_experts(a: Tensor, b: Tensor, count: int) -> tuple[Tensor, Tensor
     Args:
         a: (experts · r, inputs).
         b: (outputs, r · experts).
-        count: of experts.
+        count: number of experts.
     """
     return a.reshape(count, -1, a.shape[-1]), b.reshape(b.shape[0], -1, count).permute(2, 0, 1)
 
@@ -155,7 +155,7 @@ def delta(
 
 
 def _experts_of(module: Any) -> int:
-    """Return of how many matrices a parameter with adapters consists: more than 1 for experts in one."""
+    """Return the number of matrices in a parameter with adapters: more than 1 for pooled experts."""
     count = getattr(module, "num_experts", 1) if hasattr(module, "parameter_name") else 1
     return count if isinstance(count, int) and count > 1 else 1
 

@@ -45,7 +45,7 @@ def parametrizations_in_eval_mode(module: nn.Module) -> Iterator[None]:
 
 
 def structure(model: nn.Module) -> tuple[object, ...]:
-    """Return a value that changes when a model gets other parameters, or computes its weights in another way.
+    """Return a value that changes if the parameters of a model are replaced, or its weights are computed differently.
 
     A sharded weight counts as the parameter that the optimizer holds, whatever the module shows.
     """
@@ -78,7 +78,7 @@ def _of_parametrization(module: nn.Module, matrix: Matrix) -> Matrix:
 
 
 def _attribute_read(matrix: Matrix, module: nn.Module) -> str:
-    """Return the attribute of a module that a matrix reads; empty where its handle does not show it."""
+    """Return the attribute of a module that a matrix reads; empty if its handle does not show it."""
     match matrix.read:
         case partial(func=function, args=(owner, attribute)) if function is getattr and owner is module:
             return str(attribute)
@@ -104,7 +104,7 @@ def _originals(parametrizations: nn.Module) -> tuple[Tensor, ...]:
 def _hooked_weights(module: nn.Module) -> Iterator[tuple[str, Callable[[], Tensor]]]:
     """Iterate over (attribute, function that computes it) for weights that a hook sets before each `forward`.
 
-    Until the next `forward` the attribute itself holds the value of the last step.
+    Until the next `forward` the attribute still has the value of the last step.
     """
     for hook in forward_pre_hooks(module):
         match hook:
@@ -128,7 +128,7 @@ def _of_hook(module: nn.Module, matrix: Matrix, hooked: Mapping[str, Callable[[]
 def _attribute_of(matrix: Matrix, module: nn.Module, attributes: Iterable[str]) -> str | None:
     """Return which of some attributes holds the tensor that a matrix reads; None for none of them.
 
-    It is recognised by identity, so that the handle of any extractor will do, however it looks the weight up.
+    It is recognised by identity, so that this works for the handles of all extractors.
     """
     weight = None
     with suppress(Exception):  # reported for the matrix

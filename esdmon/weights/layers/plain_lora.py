@@ -45,7 +45,7 @@ def are_factors(a: torch.Size, b: torch.Size, weight: torch.Size | None) -> bool
     Args:
         a: (r, inputs).
         b: (outputs, r).
-        weight: (outputs, inputs) or (inputs, outputs); None where it is in another layer.
+        weight: (outputs, inputs) or (inputs, outputs); None if it is in another layer.
     """
     if len(a) != 2 or len(b) != 2 or a[0] != b[1]:
         return False

@@ -1,9 +1,9 @@
-"""Multiply the projections of attention, head by head: W_qᵀW_k, which makes its logits, and W_oW_v, what it writes.
+"""Multiply the projections of attention, head by head: W_qᵀW_k, which determines logits, and W_oW_v, the output.
 
 In each head of size d the logit of two inputs x and y is xᵀ W_qᵀ W_k y/√d, and y adds W_o W_v y to the output, times a
-weight. Neither changes where q is scaled against k, or v against o. Both products are A·Bᵀ, A and B of d columns, so
-they have d singular values that are not zero by construction: those of R_A·R_Bᵀ, the factors R of the QR decompositions
-of A and B. They are computed in float64.
+weight. Neither product changes if q is scaled up and k down by the same factor, or v and o. Both products are A·Bᵀ, A
+and B of d columns, so they have d singular values that are not zero by construction: those of R_A·R_Bᵀ, the factors R
+of the QR decompositions of A and B. They are computed in float64.
 """
 
 import re
@@ -25,7 +25,7 @@ _ON_REQUEST = "products of attention's projections are read on request: '*/qk' a
 _NORMALISED = "q or k is normalised before they are multiplied, so the logits are not those of the product of weights"
 _NORM = re.compile(r"(q|k|qk|query|key)_?(layer_?)?(norm|ln)", re.IGNORECASE)
 _NO_NORMS = ("Identity", "IdentityOp")
-"""Of torch and of Megatron."""
+"""Names of classes of torch and of Megatron that do not normalise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class Projection:
 
     weight: Matrix
     outputs_last: bool = False
-    """Whether the columns of its matrix are the outputs, and not the rows."""
+    """True if the columns of its matrix are the outputs, instead of the rows."""
 
     def read(self) -> Tensor:
         """Return the current weight, (outputs, inputs).
@@ -60,9 +60,10 @@ def products_of(name: str, module: nn.Module, projections: Mapping[str, Projecti
     """Return `name/qk` and `name/ov`, which are read on request, if all their projections are known and fit.
 
     Args:
-        name: of the module.
-        module: the attention; looked through for norms of q and k.
-        projections: by their letters: q, k, v and o. Several heads of q may share one of k and v, in their order.
+        name: name of the module.
+        module: the attention module, which is searched for norms of q and k.
+        projections: the projections by their letters: q, k, v and o. Consecutive heads of q may share one head of k and
+            v.
         size: outputs of q in one head.
     """
     q, k, v, o = (projections[letter].shape() if letter in projections else (0, 0) for letter in "qkvo")
@@ -80,7 +81,7 @@ def products_of(name: str, module: nn.Module, projections: Mapping[str, Projecti
 
 
 def _shares_heads(outputs: int, size: int, heads: int) -> bool:
-    """Return whether a number of outputs is that of heads of this size, each for an equal number of the heads of q."""
+    """Return whether the outputs form heads of this size, each shared by an equal number of heads of q."""
     return outputs >= size and outputs % size == 0 and heads % (outputs // size) == 0
 
 
@@ -113,12 +114,12 @@ def _product(name: str, view: str, left: Projection, right: Projection, *, heads
 
 
 def _heads_by_outputs(weight: Tensor, heads: int) -> Tensor:
-    """Return (heads, inputs, size) of a weight of which each head has some outputs."""
+    """Return (heads, inputs, size) of a weight whose outputs are divided into heads."""
     return weight.reshape(heads, -1, weight.shape[1]).mT
 
 
 def _heads_by_inputs(weight: Tensor, heads: int) -> Tensor:
-    """Return (heads, outputs, size) of a weight of which each head has some inputs."""
+    """Return (heads, outputs, size) of a weight whose inputs are divided into heads."""
     return weight.reshape(weight.shape[0], heads, -1).transpose(0, 1)
 
 
@@ -127,7 +128,7 @@ def core_of(factors: Tensor, *, rows: int) -> Tensor:
 
     Args:
         factors: (heads, rows + columns, size), A above B.
-        rows: of A.
+        rows: number of rows of A.
     """
     wide = factors.double()
     left, right = (torch.linalg.qr(factor, mode="r").R for factor in (wide[:, :rows], wide[:, rows:]))

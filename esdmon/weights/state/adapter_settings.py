@@ -15,7 +15,7 @@ from typing import Any
 from esdmon.errors import UnreadableError
 
 _SLOW = re.compile(r"[)}][*+{]|\(\?(?!:)|\\[1-9]")
-"""What may make matching slow: repeated groups, look-around and references back."""
+"""Parts of an expression that may make matching slow: repeated groups, look-around and backreferences."""
 _REPETITION = re.compile(r"(?<!\\)[*+{]")
 _MOST_REPETITIONS = 3  # in one expression, since they are tried in all combinations; our choice
 _LONGEST = 200  # characters of one expression, or of a name; our choice
@@ -25,7 +25,7 @@ def adapter_scale(config: Mapping[str, Any], layer: str, rank: int) -> float:
     """Return lora_alpha/r, or lora_alpha/√r with `use_rslora`; 1 where no configuration says it.
 
     Raises:
-        UnreadableError: where a pattern that may apply to the layer is not evaluated.
+        UnreadableError: if a pattern that may apply to the layer is not evaluated.
     """
     config, layer = _of_component(config, layer)
     alpha = _for_layer(config, "alpha_pattern", layer, config.get("lora_alpha"))
@@ -35,10 +35,10 @@ def adapter_scale(config: Mapping[str, Any], layer: str, rank: int) -> float:
 
 
 def adapter_rank(config: Mapping[str, Any], layer: str) -> int | None:
-    """Return the rank of a layer's adapter; None where the configuration does not say it.
+    """Return the rank of a layer's adapter; None if the configuration does not say it.
 
     Raises:
-        UnreadableError: where a pattern that may apply to the layer is not evaluated.
+        UnreadableError: if a pattern that may apply to the layer is not evaluated.
     """
     config, layer = _of_component(config, layer)
     rank = _for_layer(config, "rank_pattern", layer, config.get("r"))

@@ -58,7 +58,7 @@ def _of_mlx(state: State, name: str, scales: str, offsets: str) -> Entry:
 
 
 def _groups_of_mlx(state: State) -> tuple[int, int]:
-    """Return the number of inputs in a group, and of bits, by the configuration; 0 where it does not say it."""
+    """Return the number of inputs in a group, and of bits, by the configuration; 0 if it does not say it."""
     settings = state.config.get("quantization")
     size, bits = (settings.get("group_size"), settings.get("bits")) if isinstance(settings, dict) else (0, 0)
     return (size, bits) if isinstance(size, int) and isinstance(bits, int) else (0, 0)

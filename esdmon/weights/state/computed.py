@@ -36,7 +36,7 @@ def _of_original(state: State, name: str) -> Iterator[Entry]:
 
 
 def _pruned(state: State, name: str) -> Entry:
-    """Return W·mask, which may itself be what a spectral or a weight norm computes the weight from."""
+    """Return W·mask, which may be the input of a spectral norm or a weight norm."""
     parts = (f"{name}_orig", f"{name}_mask")
     base, _, last = name.rpartition("_")
     left, right, scale = (f"{base}_{part}" for part in "uvg")

@@ -113,7 +113,7 @@ def _matrices(
         parts: its matrices.
         state: the state dict.
         others: the other names of the parameter.
-        on_request: why it is read on request only; empty for one that is read by default.
+        on_request: reason why it is read only on request; empty if it is read by default.
     """
     outlines = tuple(state.outlines[part] for part in entry.parts)
     name = entry.name.removesuffix(".weight")
@@ -131,7 +131,7 @@ def _matrices(
 
 
 def _why_scales(name: str, shapes: Mapping[str, torch.Size]) -> str:
-    """Return why a weight with as many biases, of the same sides, is left out."""
+    """Return the reason why a weight with a bias of the same shape is omitted."""
     path = name.removesuffix(".weight")
     return SCALES if name != path and name in shapes and shapes.get(f"{path}.bias") == shapes[name] else ""
 
@@ -151,7 +151,7 @@ def _with_outline(matrix: Matrix, entry: Entry, outlines: tuple[Tensor, ...], *,
 
 
 def _is_embedding(entry: Entry, shapes: Mapping[str, torch.Size]) -> bool:
-    """Return whether a parameter is a table of embeddings: by its name; and unlike a linear layer it has no bias."""
+    """Return whether a parameter is a table of embeddings, by its name, and by the absence of a bias."""
     path = entry.name.removesuffix(".weight")
     if len(entry.outline.shape) != 2 or f"{path}.bias" in shapes or entry.view != "weight":
         return False

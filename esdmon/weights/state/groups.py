@@ -24,8 +24,8 @@ _DEPTHWISE = re.compile(
 def groups_of(name: str, shapes: Shapes) -> int:
     """Return the groups of a convolution, if they follow from the layers around it.
 
-    A depthwise one has one input for each group. In a bottleneck of 1 × 1, k × k and 1 × 1, the outputs of the first
-    are the inputs of the second. A bias with another number of outputs is that of a transposed one: its weight is
+    A depthwise convolution has one input for each group. In a bottleneck of 1 × 1, k × k and 1 × 1, the outputs of the
+    first are the inputs of the second. A bias with another number of outputs is that of a transposed one: its weight is
     (inputs, outputs/g).
     """
     outputs, inputs = shapes[name][:2]
@@ -178,7 +178,7 @@ def _kernel_beside(name: str, shapes: Shapes) -> str | None:
 
 
 def _begins_a_list(name: str, shapes: Shapes) -> bool:
-    """Return whether a convolution is the first in a numbered list, and the next kernel in it reads what it makes.
+    """Return whether a convolution is the first in a numbered list, and the next kernel in it reads its outputs.
 
     That one may be depthwise, where an activation and no layer of 1 × 1 is between them, as in NeMo's Conformers.
     """

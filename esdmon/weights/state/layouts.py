@@ -43,18 +43,18 @@ class Part:
     """One matrix of a parameter."""
 
     label: str
-    """What stands behind the slash; empty for a parameter that is one matrix."""
+    """Name after the slash; empty for a parameter that is one matrix."""
     to_stack: ToStack
 
 
 def parts_of(name: str, shapes: Shapes, config: Mapping[str, Any], *, groups: int | None = None) -> list[Part]:
-    """Return the matrices of a parameter of two to five dimensions; none where its layout is not known.
+    """Return the matrices of a parameter of two to five dimensions; none if its layout is not known.
 
     Args:
         name: of the parameter.
-        shapes: of it and all others that are known.
-        config: what `config.json` says.
-        groups: of a convolution; None where nothing says it but the shapes.
+        shapes: shapes of this and all other known parameters.
+        config: content of `config.json`.
+        groups: number of groups of a convolution; None if it is known from shapes only.
     """
     shape = shapes[name]
     if len(shape) == 2:

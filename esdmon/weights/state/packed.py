@@ -21,7 +21,7 @@ _NF4 = ".quant_state.bitsandbytes__"
 _SCALES = ("_scale_inv", "_scale", ".scale")
 UNKNOWN = "packed numbers of an unknown layout: not read"
 EXPONENT_BIAS = 127
-"""Of scales that are powers of two in one byte, E8M0 of the OCP Microscaling Formats 1.0."""
+"""Types of scales that are powers of two in one byte, E8M0 of the OCP Microscaling Formats 1.0."""
 _BLOCK = 128  # of float8 weights, where the configuration does not say it
 
 
@@ -103,7 +103,7 @@ def _scaled(state: State, name: str, codes: str, scale: str, *, zero: str) -> En
 
 
 def _block_sizes(state: State, shape: torch.Size, sides: torch.Size) -> tuple[int, ...]:
-    """Return the size of a block along each side, from the number of blocks; 0 where it does not follow from that."""
+    """Return the size of a block along each side, from the number of blocks; 0 if it does not follow from that."""
     settings = state.config.get("quantization_config")
     given = settings.get("weight_block_size") if isinstance(settings, dict) else None
     given = given if isinstance(given, list) and len(given) <= len(shape) else [_BLOCK] * len(shape)

@@ -73,7 +73,7 @@ _NAMES: dict[str, _Names] = {
     ),
     "swin": _BLOCK,
 }
-"""`model_type` -> patterns of names in its files, and what the module has in their place."""
+"""`model_type` -> patterns of names in its files, and the replacements that give the names in the module."""
 _EXPERT = re.compile(r"(?P<block>.*\bexperts)\.(?P<number>\d{1,6})\.(?P<projection>\w+)\.weight")
 _PARTS = {
     "gate_proj": "gate_up_proj/gate",

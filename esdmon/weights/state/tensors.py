@@ -14,12 +14,12 @@ from esdmon.errors import InputError
 
 _WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"}
 _PREFIXES = ("module.", "base_model.model.", "_module.")
-"""What DataParallel, DistributedDataParallel, AveragedModel, peft and Opacus put before every name."""
+"""Prefixes of every name by DataParallel, DistributedDataParallel, AveragedModel, peft and Opacus."""
 _OF_KERAS = "_torch_params."
 """Between the name of a layer of Keras and the path of its variable."""
 _LORA = re.compile(r"\.lora_(embedding_)?[AB]\b")
 _BASE_LAYER = re.compile(r"\.base_layer(?=\.)(?!(\.base_layer)*\.lora_)")
-"""What peft puts before the name of a base; adapters of several parameters of one module are nested, and keep it."""
+"""Prefix of the name of a base in peft; adapters of several parameters of one module are nested, and keep it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,14 +31,14 @@ class State:
     read: Callable[[str], Tensor]
     """Returns the tensor of a name."""
     is_lazy: bool
-    """Whether the values are on disk."""
+    """True if the values are on disk."""
     unreadable: Mapping[str, str]
-    """By name, why a tensor cannot be read."""
+    """Reasons why tensors cannot be read, by name."""
     config: Mapping[str, Any]
     """`config.json` or `adapter_config.json`; empty without one."""
 
     def shape(self, name: str) -> torch.Size | None:
-        """Return the shape of a tensor; None where there is none of that name, or it has no shape."""
+        """Return the shape of a tensor; None if there is none of that name, or it has no shape."""
         with suppress(Exception):  # a nested tensor has none
             return self.outlines[name].shape
         return None
@@ -49,17 +49,17 @@ class Entry:
     """A parameter of the model: a tensor of the state dict, or computed from several."""
 
     name: str
-    """As the model names it."""
+    """Name of the parameter in the model."""
     outline: Tensor
-    """Of the weight that acts."""
+    """Outline of the weight that the layer uses."""
     read: Callable[[], Tensor]
     parts: tuple[str, ...]
-    """Names of the tensors that it is made of."""
+    """Names of the stored tensors from which it is computed."""
     view: str = "weight"
     unreadable: str = ""
-    """Why it cannot be read."""
+    """Reason why it cannot be read."""
     is_plain: bool = False
-    """Whether it is one tensor of the state dict, unchanged."""
+    """True if it is one unchanged tensor of the state dict."""
 
 
 def _outline_like(outline: Tensor) -> Tensor:
