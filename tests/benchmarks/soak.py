@@ -49,8 +49,9 @@ def soak(steps: int, mode: str, folder: Path) -> Soaked:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+            if step % EVERY == 0:
+                monitor.flush()  # on a busy machine a queue that is full would skip a reading
             if step % (steps // 10) == 0:
-                monitor.flush()
                 gc.collect()
                 memory.append(_resident())
     for thread in threading.enumerate():
