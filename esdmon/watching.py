@@ -27,18 +27,18 @@ from esdmon.options.watch_options import check
 from esdmon.runtime.clock import Clock
 from esdmon.runtime.escalation import Escalation
 from esdmon.runtime.monitor import Monitor
-from esdmon.runtime.notes import Notes
 from esdmon.runtime.optimizers import check_clock, optimizers_in
 from esdmon.runtime.pipeline.pipeline import ReadingPipeline
 from esdmon.runtime.ranks.agreement import raise_common
 from esdmon.runtime.ranks.assignments import Assignments
 from esdmon.runtime.ranks.coordination import Coordinator
+from esdmon.runtime.ranks.distributed_job import DistributedJob
 from esdmon.runtime.ranks.remote_reader import RemoteReader
 from esdmon.runtime.ranks.requests import Requests
-from esdmon.runtime.ranks.team import Team
 from esdmon.runtime.reading.reader import Reader
 from esdmon.runtime.readings import Readings
 from esdmon.runtime.step_sampling import StepSampling
+from esdmon.runtime.usage_hints import UsageHints
 from esdmon.runtime.workers.executor import Executor, Mode
 from esdmon.runtime.workers.processes import Processes
 from esdmon.schedule import Schedule
@@ -205,7 +205,7 @@ def attach(
         limits=limits,
         escalation=escalation,
         requests=Requests(shared.ranks if shares_requests and actions.can_request else None),
-        notes=Notes() if hooked is None else Notes(_NOT_CALLED.format(type(hooked).__name__)),
+        hints=UsageHints() if hooked is None else UsageHints(_NOT_CALLED.format(type(hooked).__name__)),
     )
     if hooked is not None:
         monitor.at_close(Clock(hooked, monitor.hooked_step, faults).close)
@@ -289,16 +289,16 @@ def _readings(
     limits, ranks = shared.limits, shared.ranks
     if ranks is not None and not shared.leads:
         return RemoteReader(reader, executor, ranks, limits=limits), None
-    team = None
+    job = None
     if ranks is not None:
         own = Assignments(reader, executor, ranks, limits=limits)
-        team = Team(ranks, own, shared.faults, limits=limits, escalates=has_rules)
+        job = DistributedJob(ranks, own, shared.faults, limits=limits, escalates=has_rules)
     readings = ReadingPipeline(
-        reader, executor, budget, team=team, max_tags=shared.options.max_tags, queue=limits.due_steps_under_way
+        reader, executor, budget, job=job, max_tags=shared.options.max_tags, queue=limits.due_steps_under_way
     )
     if not has_rules:
         return readings, None
-    return readings, Escalation(StepSampling(reader.steps, budget), None if team is None else readings)
+    return readings, Escalation(StepSampling(reader.steps, budget), None if job is None else readings)
 
 
 def _close_older(optimizer: Optimizer, model: Model) -> None:

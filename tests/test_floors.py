@@ -109,7 +109,7 @@ def test_no_solver_that_holds_the_interpreter_lock() -> None:
         pytest.param("from esdmon.plugins import Plugins; Plugins()", {"torch", "scipy"}, id="plugins"),
         pytest.param("import esdmon, esdmon_tensorboard", {"torch", "numpy", "scipy"}, id="esdmon_tensorboard"),
         pytest.param("import esdmon.runtime.workers.program", {"torch", "pluggy"}, id="worker-program"),
-        pytest.param("import esdmon.glass.report", {"torch", "scipy", "pluggy"}, id="glass"),
+        pytest.param("import esdmon.webpage.report", {"torch", "scipy", "pluggy"}, id="webpage"),
         pytest.param("import esdmon; esdmon.watch", {"scipy"}, id="watch"),
     ],
 )

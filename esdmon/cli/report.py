@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from esdmon.errors import check_content, unwritable
-from esdmon.glass.report import html
-from esdmon.glass.run_data import RunData
 from esdmon.records import Report
 from esdmon.records.text import count
 from esdmon.replay import Run, events_by_run
 from esdmon.run_files import FILE_NAMES
+from esdmon.webpage.report import html
+from esdmon.webpage.run_data import RunData
 
 
 def write(runs: Sequence[str], out: str) -> None:

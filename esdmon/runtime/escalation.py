@@ -10,7 +10,7 @@ from typing import Protocol, final
 from esdmon.records import Alert, Report
 from esdmon.records.serialization import Plain, known
 from esdmon.runtime.step_sampling import StepSampling
-from esdmon.schedule.attention import Attention
+from esdmon.schedule.extra_readings import ExtraReadings
 
 
 class Ranks(Protocol):
@@ -39,7 +39,7 @@ class Escalation:
     def __init__(self, sampling: StepSampling, ranks: Ranks | None = None) -> None:
         self._sampling = sampling
         self._ranks = ranks
-        self._here, self._elsewhere = Attention(), Attention()
+        self._here, self._elsewhere = ExtraReadings(), ExtraReadings()
         self._poll: int | None = None
         """The step of the last poll for which readings were requested."""
         self.next_step: float = 0
@@ -58,8 +58,8 @@ class Escalation:
             self._elsewhere.scheduled(step)
             return (*self._here.unsettled, *self._elsewhere.unsettled)
         if jumping:
-            for attention, names in self._divided(jumping):
-                attention.bring_forward(names, step)
+            for extra, names in self._divided(jumping):
+                extra.bring_forward(names, step)
         return self._here.due(step)
 
     def sample(self, step: int) -> None:
@@ -86,14 +86,14 @@ class Escalation:
         self.next_step = 0
         unsettled = {name for alert in pending if alert.severity != "info" for name in alert.layers}
         new = dict(self._divided(layer.name for layer in report.new))
-        for attention, names in self._divided(unsettled):
+        for extra, names in self._divided(unsettled):
             if not report.extra:
-                attention.release([name for name in new[attention] if name not in unsettled])
-            if not report.extra or new[attention]:
-                attention.attend(names, report.step)
+                extra.release([name for name in new[extra] if name not in unsettled])
+            if not report.extra or new[extra]:
+                extra.request(names, report.step)
 
-    def _divided(self, names: Iterable[str]) -> tuple[tuple[Attention, list[str]], tuple[Attention, list[str]]]:
-        """Return the layers that this process reads alone, and the others, each with its attention."""
+    def _divided(self, names: Iterable[str]) -> tuple[tuple[ExtraReadings, list[str]], tuple[ExtraReadings, list[str]]]:
+        """Return the layers that this process reads alone, and the others, each with its extra readings."""
         here: list[str] = []
         elsewhere: list[str] = []
         for name in names:
@@ -110,7 +110,7 @@ class Escalation:
 
     def prepare(self, state: Plain) -> Callable[[], None]:
         """Parse `state_dict()`, and return the function that continues from it."""
-        state, none = known(state, ("pulse", "attention", "elsewhere")), Attention().state_dict()
+        state, none = known(state, ("pulse", "attention", "elsewhere")), ExtraReadings().state_dict()
         parts = (
             self._sampling.prepare(state["pulse"]),
             self._here.prepare(known(state["attention"], none)),

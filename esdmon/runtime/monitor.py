@@ -14,12 +14,12 @@ from esdmon.records.text import count, counted
 from esdmon.runtime.alerting import Alerting
 from esdmon.runtime.delivery import Delivery, close_sinks
 from esdmon.runtime.escalation import Escalation
-from esdmon.runtime.notes import Notes
 from esdmon.runtime.ranks.requests import Requests
 from esdmon.runtime.readings import NoReadings, Readings
 from esdmon.runtime.reporting import Reporting
 from esdmon.runtime.saved_state import as_state, parse
 from esdmon.runtime.stepping import Stepping
+from esdmon.runtime.usage_hints import UsageHints
 from esdmon.runtime.workers.at_exit import close_at_exit, forget_closed
 from esdmon.schedule import Schedule
 from esdmon.schedule.budget import Budget
@@ -53,7 +53,7 @@ class Monitor:
         limits: Limits | None = None,
         escalation: Escalation | None = None,
         requests: Requests | None = None,
-        notes: Notes | None = None,
+        hints: UsageHints | None = None,
     ) -> None:
         self._readings = readings
         self._limits = limits or Limits()
@@ -67,13 +67,13 @@ class Monitor:
         self._out = Delivery(sinks, actions or Actions(), self._faults, self._requests, self._budget)
         self._parts["course"] = self._out.timeline
         self._alerting = Alerting(manager, self._out)
-        self._notes = notes or Notes()
+        self._hints = hints or UsageHints()
         self._reporting = Reporting(
             readings,
             self._alerting,
             self._out,
             escalation=escalation,
-            notes=self._notes,
+            hints=self._hints,
             faults=self._faults,
             budget=self._budget,
         )
@@ -139,7 +139,7 @@ class Monitor:
     @property
     def closed(self) -> bool:
         """Return whether `close` was called; True for a copy."""
-        return self._closed or self._notes.is_copy
+        return self._closed or self._hints.is_copy
 
     @property
     def dropped(self) -> int:
@@ -163,10 +163,10 @@ class Monitor:
             True if a reading was due; the same on all ranks of a job.
         """
         if self._is_hooked:
-            self._notes.ignored_step()
+            self._hints.ignored_step()
             return False
         if type(count) is not int or count != 1 or host_step is not None:
-            count, host_step = self._notes.step_of(count, host_step)
+            count, host_step = self._hints.step_of(count, host_step)
         return self._count(count, host_step)
 
     def hooked_step(self) -> bool:
@@ -178,7 +178,7 @@ class Monitor:
         if self._steps + count < self._idle_until:  # the usual case, with a fast exit
             self._steps += count
             return False
-        if self._closed or not self._notes.check_active():
+        if self._closed or not self._hints.check_active():
             return False
         self._steps += count
         due = self._stepping.take(self._steps, count, host_step)
@@ -189,7 +189,7 @@ class Monitor:
     @explain_wrong_calls
     def flush(self, timeout: float | None = None) -> None:
         """Wait for unfinished readings, at most `timeout` seconds (30), and flush the sinks."""
-        if self._notes.check_active():
+        if self._hints.check_active():
             seconds = self._limits.close_seconds if timeout is None else timeout
             self._reporting.wait(self._steps, seconds, elsewhere=self._limits.close_seconds_elsewhere)
             self._out.flush(self._steps)
@@ -203,7 +203,7 @@ class Monitor:
                 line says how many.
             is_complete: False if the training was interrupted. Then no warning is logged if nothing was read.
         """
-        if self._closed or self._notes.is_inactive:
+        if self._closed or self._hints.is_inactive:
             return
         self._closed, self._idle_until = True, 0
         forget_closed(self)
@@ -221,7 +221,7 @@ class Monitor:
                 self._readings.close()
             readings = self._readings
             if is_complete and readings.reports and not (readings.latest or readings.dropped or any(self._faults)):
-                self._notes.nothing_read(self._steps)
+                self._hints.nothing_read(self._steps)
             self._reporting.close(self._steps)
 
     def at_close(self, undo: Callable[[], None]) -> None:
@@ -234,7 +234,7 @@ class Monitor:
         The state has plain data and tensors, about 40 kB for each matrix; `torch.load` reads it with weights_only. The
         call does not wait for unfinished readings: a resumed run reads these matrices next.
         """
-        if self._notes.check_active():
+        if self._hints.check_active():
             self._reporting.take(self._steps)
         return as_state(self._run, self._steps, self._alerting.alerts, self._parts)
 
@@ -280,4 +280,4 @@ class Monitor:
 
 def copied(steps: int) -> Monitor:
     """Return an inactive copy of a monitor: it has the counted steps, and neither reads nor counts."""
-    return Monitor(NoReadings(), schedule=lambda _step: False, first_step=steps, notes=Notes(is_copy=True))
+    return Monitor(NoReadings(), schedule=lambda _step: False, first_step=steps, hints=UsageHints(is_copy=True))

@@ -8,8 +8,8 @@ from esdmon.records import Report
 from esdmon.runtime.alerting import Alerting
 from esdmon.runtime.delivery import Delivery
 from esdmon.runtime.escalation import Escalation
-from esdmon.runtime.notes import Notes
 from esdmon.runtime.readings import Readings
+from esdmon.runtime.usage_hints import UsageHints
 from esdmon.schedule.budget import Budget
 
 _POLL = 1e-3  # seconds between two checks of unfinished readings
@@ -27,7 +27,7 @@ class Reporting:
         alerting: checks them, and sends alerts.
         out: writes them.
         escalation: records unconfirmed findings; None if nothing is read between scheduled steps.
-        notes: logs hints about the use of the monitor.
+        hints: logs hints about the use of the monitor.
         faults: isolates failures from the training.
         budget: charged with the time.
     """
@@ -39,7 +39,7 @@ class Reporting:
         out: Delivery,
         *,
         escalation: Escalation | None,
-        notes: Notes,
+        hints: UsageHints,
         faults: Faults,
         budget: Budget,
     ) -> None:
@@ -47,7 +47,7 @@ class Reporting:
         self._alerting = alerting
         self._out = out
         self._escalation = escalation
-        self._notes = notes
+        self._hints = hints
         self._faults = faults
         self._budget = budget
         self._is_delivering = self._was_report = False
@@ -115,6 +115,6 @@ class Reporting:
         if self._escalation is not None:
             self._escalation.report(report, self._alerting.pending)
         self.last = checked
-        self._notes.report(checked)
+        self._hints.report(checked)
         self._out.write(checked)
         self._alerting.send(checked, changes)

@@ -8,7 +8,7 @@ in a large job.
 from collections.abc import Sequence
 from typing import final
 
-from esdmon.schedule.attention import DENSER
+from esdmon.schedule.extra_readings import DENSER
 
 _AT_MOST = 4096
 """Largest number of polls of all ranks together between two scheduled steps. A store answers about 100 000 per second,

@@ -14,11 +14,11 @@ from typing import Any, Final, final
 
 import numpy as np
 
-from esdmon.glass import contract
-from esdmon.glass.codes import CHARACTERS, NOT_READ, rows_of
-from esdmon.glass.run_data import MAX_COLUMNS
 from esdmon.records import SCHEMA, Record
 from esdmon.spectrum import Phase
+from esdmon.webpage import contract
+from esdmon.webpage.codes import CHARACTERS, NOT_READ, rows_of
+from esdmon.webpage.run_data import MAX_COLUMNS
 from esdmon_tensorboard.stored import MAX_FRAMES, MAX_POINTS, Datum, Provider
 
 PREFIX: Final = "esdmon_phase/"

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tensorboard.data.provider import RunTagFilter
 
-from esdmon.glass import contract
-from esdmon.glass.codes import NOT_READ, rows_of
-from esdmon.glass.run_data import MAX_COLUMNS
 from esdmon.records import SCHEMA, Record
+from esdmon.webpage import contract
+from esdmon.webpage.codes import NOT_READ, rows_of
+from esdmon.webpage.run_data import MAX_COLUMNS
 from esdmon_tensorboard import tensors
 
 MAX_POINTS: Final = 1000

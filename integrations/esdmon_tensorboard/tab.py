@@ -15,8 +15,8 @@ from tensorboard.backend import http_util
 from tensorboard.plugins import base_plugin
 from werkzeug import wrappers
 
-from esdmon.glass import assets
 from esdmon.records import SCHEMA, Record
+from esdmon.webpage import assets
 from esdmon_tensorboard import charts
 from esdmon_tensorboard.stored import Provider, StoredRun
 from esdmon_tensorboard.tensors import PLUGIN
@@ -33,7 +33,7 @@ _View = StoredRun | charts.ChartedRun
 
 @final
 class EsdTab(base_plugin.TBPlugin):  # type: ignore[misc]  # TensorBoard ships no types
-    """The tab: the page, and the data of a run as `esdmon.glass.contract` describes it."""
+    """The tab: the page, and the data of a run as `esdmon.webpage.contract` describes it."""
 
     plugin_name = PLUGIN
 

@@ -7,7 +7,7 @@ is in values.
 | tag | value at a step |
 |---|---|
 | `esdmon/layers` | JSON `[[name, kind, M, N, slices], …]`, when a file is begun and when that has changed |
-| `esdmon/phase` | int8, the code of each layer (`esdmon.glass.codes`), in the order of the latest `esdmon/layers` |
+| `esdmon/phase` | int8, the code of each layer (`esdmon.webpage.codes`), in the order of the latest `esdmon/layers` |
 | `esdmon/measures` | float32, a row for each layer read: its index in `esdmon/layers`, then `contract.MEASURES` |
 | `esdmon/esd/<layer>` | JSON of `contract.frame_of`, where a histogram of the layer is due |
 | `esdmon/alerts` | JSON list of `contract.alert_of`, the alerts of this step |
@@ -25,10 +25,10 @@ from typing import TYPE_CHECKING, Any, Final, final
 import numpy as np
 from numpy.typing import NDArray
 
-from esdmon.glass import contract
-from esdmon.glass.codes import NOT_READ, code_of
 from esdmon.present.scalars import portable
 from esdmon.records import SCHEMA, Record
+from esdmon.webpage import contract
+from esdmon.webpage.codes import NOT_READ, code_of
 
 if TYPE_CHECKING:
     from esdmon import Alert, LayerReport, Report

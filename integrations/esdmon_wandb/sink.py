@@ -11,11 +11,11 @@ import numpy as np
 
 from esdmon.calls import explain_wrong_calls
 from esdmon.errors import InputError, MissingExtraError
-from esdmon.glass.report import html
-from esdmon.glass.run_data import RunData
 from esdmon.present import Media, draw_esd
 from esdmon.present.scalars import Namespace, portable, scalars, tag
 from esdmon.sinks.scalar_logger import level_of, title_of
+from esdmon.webpage.report import html
+from esdmon.webpage.run_data import RunData
 from esdmon_wandb.row import HISTOGRAM_PARTS, PICTURE_PARTS, STEP, NextRow, RunEndedError
 from esdmon_wandb.tables import ReadingTable, phase_table
 

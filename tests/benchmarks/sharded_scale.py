@@ -15,9 +15,9 @@ from esdmon.isolation import Faults
 from esdmon.limits import Limits
 from esdmon.runtime.ranks.assignments import Assignments
 from esdmon.runtime.ranks.coordination import Coordinator
+from esdmon.runtime.ranks.distributed_job import DistributedJob
 from esdmon.runtime.ranks.holdings import Listed, Part, Table
 from esdmon.runtime.ranks.sharing import Reads
-from esdmon.runtime.ranks.team import Team
 from esdmon.schedule.fragments import Fragment
 
 ROUND_TRIP = 100e-6  # seconds of a poll of the store, for the rank that polls; on a cluster's Ethernet
@@ -99,24 +99,24 @@ class OnlyTells(Assignments):  # type: ignore[misc]  # the part of rank 0 that h
 def simulate(ranks: int) -> str:
     store = CountingStore()
     leader = Coordinator(store, 0, ranks)
-    team = Team(leader, OnlyTells(), Faults(), limits=Limits(), escalates=True)
+    job = DistributedJob(leader, OnlyTells(), Faults(), limits=Limits(), escalates=True)
     others = [Coordinator(store, rank, ranks) for rank in range(1, ranks)]
     leader.announce(table(0, ranks))
     for rank, other in enumerate(others, 1):
         other.announce(table(rank, ranks))
     _, announced = store.taken()
     start = time.process_time()
-    while not team.holdings.matrices:
-        team.update_holdings()
+    while not job.holdings.matrices:
+        job.update_holdings()
         time.sleep(0.01)
     joined = time.process_time() - start
     store.taken()
-    names = list(team.holdings.matrices)
+    names = list(job.holdings.matrices)
     reads = {rank: Reads(1.0, math.inf) for rank in range(ranks)}
-    team.plan(100, dict.fromkeys(names[:READ], 1.0), reads)
+    job.plan(100, dict.fromkeys(names[:READ], 1.0), reads)
     start = time.process_time()
-    team.update_holdings()
-    team.plan(200, dict.fromkeys(names[READ : 2 * READ], 1.0), reads, gap=EVERY)
+    job.update_holdings()
+    job.plan(200, dict.fromkeys(names[READ : 2 * READ], 1.0), reads, gap=EVERY)
     leads = time.process_time() - start
     _, said = store.taken()
     for other in others:  # what each does in its hook
@@ -124,7 +124,7 @@ def simulate(ranks: int) -> str:
         assert plan is not None
         polls = plan.polls
     looked, heard = store.taken()
-    sent = sum(team.holdings.bytes_of[f"{name}.weight"] for name in names[READ : 2 * READ])
+    sent = sum(job.holdings.bytes_of[f"{name}.weight"] for name in names[READ : 2 * READ])
     hook = ROUND_TRIP * 4 + SERVED * looked
     for other in others:  # and at each poll until the next due step
         assert other.extra_plan(200 + polls[0]) is None

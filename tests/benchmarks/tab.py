@@ -20,7 +20,7 @@ from esdmon.spectrum import Phase
 from esdmon_tensorboard.events import EventFile
 from esdmon_tensorboard.tensors import TensorLog
 from tests.esdmon_tensorboard.server import Server, tensorboard
-from tests.glass.made import a_layer, alert_at
+from tests.webpage.made import a_layer, alert_at
 
 VARIANTS = 40
 """Different readings; making each of ten thousand would take longer than all that is measured."""

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from esdmon.cli import main
-from esdmon.glass.codes import CHARACTERS
 from esdmon.records.colours import PHASE_HEX
 from esdmon.spectrum import Phase
+from esdmon.webpage.codes import CHARACTERS
 from tests.esdmon_tensorboard.server import tensorboard
-from tests.glass.made import HOSTILE, PHASES, a_layer, alert_at, made_reports, report_at, write
+from tests.webpage.made import HOSTILE, PHASES, a_layer, alert_at, made_reports, report_at, write
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium")

@@ -38,7 +38,7 @@ print(*{name.partition(".")[0] for name in sys.modules} & {"torch", "scipy", "ma
 
 
 @pytest.mark.parametrize(
-    "broken", ["numpy", "esdmon.glass.contract", "esdmon.present", "esdmon_tensorboard.tab", "werkzeug"]
+    "broken", ["numpy", "esdmon.webpage.contract", "esdmon.present", "esdmon_tensorboard.tab", "werkzeug"]
 )
 def test_where_something_is_broken_there_is_no_tab(broken: str) -> None:
     """And TensorBoard goes on: it imports the loader unguarded."""

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from torch.utils.tensorboard import SummaryWriter
 
-from esdmon.glass import contract
-from esdmon.glass.codes import CHARACTERS
 from esdmon.present.scalars import tag
+from esdmon.webpage import contract
+from esdmon.webpage.codes import CHARACTERS
 from esdmon_tensorboard import TensorBoardSink
 from tests.esdmon_tensorboard.server import Server, tensorboard, until
-from tests.glass.made import HOSTILE, PHASES, alert_at, made_reports, report_at, write
+from tests.webpage.made import HOSTILE, PHASES, alert_at, made_reports, report_at, write
 
 ALERTS = [alert_at(80, "blocks.1.fc"), alert_at(80, "blocks.0.fc", rule="norm_decay"), alert_at(90, "out")]
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import final
 
 from esdmon.records import LayerReport
-from esdmon.runtime.ranks.team import Team
+from esdmon.runtime.ranks.distributed_job import DistributedJob
 from esdmon.runtime.workers.source import Source
 from esdmon.schedule.budget import Budget
 from esdmon.schedule.priority import ReadPriority
@@ -23,19 +23,19 @@ class DriftLog:
         source: the matrices of this process.
         priority: records the drift.
         budget: limits how many are measured at a due step.
-        team: the ranks of the job, which have their own matrices; None for a single process.
+        job: the ranks of the job, which have their own matrices; None for a single process.
     """
 
-    def __init__(self, source: Source, priority: ReadPriority, budget: Budget, team: Team | None) -> None:
+    def __init__(self, source: Source, priority: ReadPriority, budget: Budget, job: DistributedJob | None) -> None:
         self._source = source
         self._priority = priority
         self._budget = budget
-        self._team = team
+        self._job = job
         self._not_measured: set[str] = set()
 
     def is_here(self, name: str) -> bool:
         """Return whether this process can read a matrix alone, and knows it by this name."""
-        return self._team is None or self._team.names.is_here(name)
+        return self._job is None or self._job.names.is_here(name)
 
     def known(self) -> dict[str, float]:
         """Return ‖ΔW‖/‖W‖ of each matrix since its last reading, as last measured."""
@@ -75,4 +75,4 @@ class DriftLog:
 
     def _local(self, name: str) -> str:
         """Return the name of a matrix in this process's model; empty where it is of another rank's."""
-        return name if self._team is None else self._team.names.local(name)
+        return name if self._job is None else self._job.names.local(name)

@@ -17,7 +17,7 @@ from esdmon.runtime.pipeline.loaded import check_loaded
 from esdmon.runtime.pipeline.planning import Planning
 from esdmon.runtime.pipeline.screening import Screening
 from esdmon.runtime.pipeline.starter import Starter
-from esdmon.runtime.ranks.team import Team
+from esdmon.runtime.ranks.distributed_job import DistributedJob
 from esdmon.runtime.workers.executor import Executor
 from esdmon.runtime.workers.source import Source
 from esdmon.schedule.budget import Budget
@@ -32,7 +32,7 @@ class ReadingPipeline:
         source: the matrices.
         executor: finishes readings.
         budget: the seconds that may be spent.
-        team: the ranks of the job, on rank 0; None for a single process.
+        job: the ranks of the job, on rank 0; None for a single process.
         max_tags: passed on to the sinks in each report.
         queue: largest number of due steps with unfinished readings.
     """
@@ -45,14 +45,14 @@ class ReadingPipeline:
         executor: Executor,
         budget: Budget,
         *,
-        team: Team | None,
+        job: DistributedJob | None,
         max_tags: int | None,
         queue: int,
     ) -> None:
         self._source = source
         self._executor = executor
         self._budget = budget
-        self._team = team
+        self._job = job
         self._max_tags = max_tags
         self._queue = queue
         self._due: deque[DueStep] = deque()
@@ -60,7 +60,7 @@ class ReadingPipeline:
         self._dropped = DroppedReadings()
         self._forget()
         self._steps = self._last_due = 0
-        self.is_ready = team is None
+        self.is_ready = job is None
         """True if there is nothing to do before the first due step."""
 
     @property
@@ -84,7 +84,7 @@ class ReadingPipeline:
 
         False in a job of several ranks, and if the time of each step is measured to set the number of threads.
         """
-        is_measuring = self._team is not None or self._executor.pauses
+        is_measuring = self._job is not None or self._executor.pauses
         return not (is_measuring or self._due or self._starter.left) and self._source.is_idle
 
     @property
@@ -98,7 +98,7 @@ class ReadingPipeline:
         So its pending kernels do not count as readings. In a job of several ranks no GPU computes: a rank
         that waits for its GPU would slow the others while their threads are measured.
         """
-        if self._team is None and self._executor.may_use_device:
+        if self._job is None and self._executor.may_use_device:
             with self._budget.spending():
                 self._planning.choose_device(self._source.solvable())
         if self._executor.on_the_spot or self._executor.on_device:
@@ -111,8 +111,8 @@ class ReadingPipeline:
             due.until_step = 0  # threads do not pause while the training waits
         self._source.advance()
         self._executor.advance(waiting=waiting)
-        if waiting and self._team is not None:
-            self._team.roster.look_who_left()
+        if waiting and self._job is not None:
+            self._job.membership.look_who_left()
 
     def leftover(self) -> tuple[str, ...]:
         """Return the unread matrices of the last scheduled step, once all begun readings are finished."""
@@ -120,13 +120,13 @@ class ReadingPipeline:
 
     def get_ready(self, step: int) -> None:
         """Exchange tables with all ranks before the first due step, and plan its readings."""
-        if self._team is None or self.is_ready:
+        if self._job is None or self.is_ready:
             return
-        if self._team.get_ready():
+        if self._job.get_ready():
             self._replace()
-        if self._team.roster.is_complete:
+        if self._job.membership.is_complete:
             self.is_ready = True
-            self._planning.announce(self._team, None, step + 1, steps=self._steps)
+            self._planning.announce(self._job, None, step + 1, steps=self._steps)
 
     def is_elsewhere(self, name: str) -> bool:
         """Return whether other ranks have to take part in a reading of a matrix."""
@@ -135,18 +135,18 @@ class ReadingPipeline:
     @property
     def next_poll(self) -> int | None:
         """Return the step, between scheduled ones, of the next reading in which other ranks take part."""
-        return None if self._team is None else self._team.next_poll
+        return None if self._job is None else self._job.next_poll
 
     def ask(self, names: Collection[str]) -> None:
         """Request readings on all ranks at the next poll, as far as there is credit; one request at a time."""
         is_free = len(self._due) < self._queue and not any(due.asked for due in self._due)
-        if self._team is not None and is_free:
+        if self._job is not None and is_free:
             with self._budget.spending():
-                self._planning.ask(self._team, names)
+                self._planning.ask(self._job, names)
 
     def is_poll(self, step: int) -> bool:
         """Return whether all ranks do requested readings at this step, which is not scheduled."""
-        return self._team is not None and self._team.is_poll(step)
+        return self._job is not None and self._job.is_poll(step)
 
     def begin(
         self, step: int, host_step: int | None = None, names: Collection[str] = (), *, is_scheduled: bool = True
@@ -163,14 +163,14 @@ class ReadingPipeline:
     def _begin_scheduled(self, first: Collection[str], step: int, host_step: int | None) -> None:
         self._starter.left = ()
         self._refresh()
-        earned = self._planning.earn(self._team)
+        earned = self._planning.earn(self._job)
         self._dropped.check(self._budget)
         self._drift.measure(step)
         due = DueStep(step, host_step, self._drift.known(), time.monotonic(), first=first)
-        if self._team is None:
+        if self._job is None:
             self._begin_here(due)
         else:
-            self._begin_with(self._team, due, earned)
+            self._begin_with(self._job, due, earned)
         self._screening.screen(step, without=due.begun, latest=self.latest)
         self._priority.pass_by()
 
@@ -186,28 +186,28 @@ class ReadingPipeline:
             if not names or not self._starter.start(due, names, within_credit=True) or due.here:
                 return
 
-    def _begin_with(self, team: Team, due: DueStep, earned: float) -> None:
+    def _begin_with(self, job: DistributedJob, due: DueStep, earned: float) -> None:
         """Begin the readings planned at the previous due step, here and on other ranks, and plan the next due step."""
-        assigned = team.begin(due.step)
+        assigned = job.begin(due.step)
         if assigned is None:
             self._begin_here(due)
         else:
             self._due.append(due)
-            self._starter.follow(team, due, assigned, steps=self._steps)
-            self._screening.screen_together(team, due.step)
+            self._starter.follow(job, due, assigned, steps=self._steps)
+            self._screening.screen_together(job, due.step)
         self.is_ready = True
-        if team.update_holdings():
-            self._latest.read = team.names.renamed(self.latest)
-            due.read = team.names.renamed(due.read)
+        if job.update_holdings():
+            self._latest.read = job.names.renamed(self.latest)
+            due.read = job.names.renamed(due.read)
             self._replace()
-        due.read = team.unreadable(due.step) | due.read
-        if team.roster.is_alone:
+        due.read = job.unreadable(due.step) | due.read
+        if job.membership.is_alone:
             return
         previous, self._last_due = self._last_due, due.step
         if len(self._collector.unfinished()) < self._queue:
             then = due.step + max(1, due.step - previous)
-            to_screen = partial(self._screening.ahead, team)
-            self._planning.announce(team, due, then, steps=self._steps, ahead=earned, to_screen=to_screen)
+            to_screen = partial(self._screening.ahead, job)
+            self._planning.announce(job, due, then, steps=self._steps, ahead=earned, to_screen=to_screen)
 
     def _begin_extra(self, names: Collection[str], step: int, host_step: int | None) -> None:
         """Begin readings at an unscheduled step: requested ones, and some matrices of this rank within the credit.
@@ -215,16 +215,16 @@ class ReadingPipeline:
         Other ranks take part in requested readings only, so that no rank waits.
         """
         self._refresh()
-        self._planning.earn(self._team)
+        self._planning.earn(self._job)
         due = DueStep(step, host_step, self._drift.known(), time.monotonic(), extra=True)
         chosen = self._planning.between(names)
         self._starter.left = tuple(name for name in self._starter.left if name not in names)
-        assigned = None if self._team is None else self._team.begin_asked(step)
+        assigned = None if self._job is None else self._job.begin_asked(step)
         if assigned is None and not (chosen and len(self._due) < self._queue):
             return
         self._due.append(due)
-        if self._team is not None and assigned is not None:
-            self._starter.follow(self._team, due, assigned, steps=self._steps)
+        if self._job is not None and assigned is not None:
+            self._starter.follow(self._job, due, assigned, steps=self._steps)
         self._starter.start(due, chosen, within_credit=False)
 
     def finished(self) -> Iterator[Report]:
@@ -234,17 +234,17 @@ class ReadingPipeline:
 
     def _report(self, due: DueStep) -> Report:
         names = self._priority.names
-        if self._team is not None:
-            self._team.settle(due.step)
+        if self._job is not None:
+            self._job.settle(due.step)
             if due.asked:
-                self._team.faults.settle_asked(due.step, due.missed)
+                self._job.faults.settle_asked(due.step, due.missed)
         self._drift.learn(due.read, self.latest)
         self._latest.take(due.read, names)
         self._take_up()
         return Report(
             due.step,
             tuple(self._latest.as_of(due, self._priority.is_trainable)),
-            self._source.coverage if self._team is None else self._team.coverage(self._source.coverage),
+            self._source.coverage if self._job is None else self._job.coverage(self._source.coverage),
             due.seconds,
             waiting=tuple(name for name in names if name not in self.latest),
             overhead=self._budget.overhead,
@@ -261,9 +261,9 @@ class ReadingPipeline:
     def close(self) -> None:
         """End the threads, and let other ranks fetch the copies that they wait for."""
         self._executor.close()
-        if self._team is not None:
+        if self._job is not None:
             self._source.advance(wait=True)  # copies that they fetch from this rank
-            self._team.close()
+            self._job.close()
 
     def state_dict(self) -> Plain:
         """Return the last reading of each matrix."""
@@ -275,27 +275,27 @@ class ReadingPipeline:
 
     def _forget(self) -> None:
         """Begin without any reading, as at the start of a run."""
-        source, budget, team = self._source, self._budget, self._team
+        source, budget, job = self._source, self._budget, self._job
         self._priority = ReadPriority(self._nominal(), source.seconds_on_device(), limited=budget.share is not None)
         self._collector = Collector(self._priority, self._dropped, self._due)
         self._starter = Starter(
             source, self._executor, budget, self._priority, collector=self._collector, dropped=self._dropped
         )
-        self._drift = DriftLog(source, self._priority, budget, team)
-        self._screening = Screening(source, self._priority, self._drift, budget, team)
+        self._drift = DriftLog(source, self._priority, budget, job)
+        self._screening = Screening(source, self._priority, self._drift, budget, job)
         self._planning = Planning(self._priority, self._drift, budget, self._executor, self._due)
 
     def _continue_from(self, restore: Callable[[], None]) -> None:
         self._due.clear()
-        if self._team is not None:
-            self._team.restart()
+        if self._job is not None:
+            self._job.restart()
             self.is_ready = False
         self._forget()
         restore()
         self._take_up()
 
     def _refresh(self) -> None:
-        if (self._team or self._source).refresh():
+        if (self._job or self._source).refresh():
             self._replace()
 
     def _replace(self) -> None:
@@ -305,7 +305,7 @@ class ReadingPipeline:
 
     def _take_up(self) -> None:
         """Keep the readings of the current matrices, including saved ones."""
-        is_final = self._team is None or self._team.roster.is_settled
+        is_final = self._job is None or self._job.membership.is_settled
         for name, layer in self._latest.keep(self._priority.names, is_final=is_final).items():
             self._priority.begun(name, layer.step)
         if is_final and (loaded := self._latest.take_loaded()):
@@ -313,4 +313,4 @@ class ReadingPipeline:
 
     def _nominal(self) -> dict[str, float]:
         own = self._source.nominal()
-        return own if self._team is None else self._team.nominal(own)
+        return own if self._job is None else self._job.nominal(own)

@@ -5,8 +5,8 @@ from typing import final
 
 from esdmon.runtime.pipeline.drift_log import DriftLog
 from esdmon.runtime.pipeline.due_step import DueStep
+from esdmon.runtime.ranks.distributed_job import DistributedJob, ToScreen, nothing
 from esdmon.runtime.ranks.sharing import Reads
-from esdmon.runtime.ranks.team import Team, ToScreen, nothing
 from esdmon.runtime.workers.executor import Executor
 from esdmon.runtime.workers.source import Task
 from esdmon.schedule.budget import Budget
@@ -42,12 +42,12 @@ class Planning:
         self._executor = executor
         self._due = due
 
-    def earn(self, team: Team | None) -> float:
+    def earn(self, job: DistributedJob | None) -> float:
         """Add credit for the time since the last call, for all ranks, and return it."""
         most = _SWEEPS * self._priority.sweep
         earned = self._budget.earn(at_most=most)
-        if team is not None:
-            team.capacities.earn(earned, most)
+        if job is not None:
+            job.capacities.earn(earned, most)
         return earned
 
     def choose_device(self, solvable: Collection[str]) -> None:
@@ -67,17 +67,17 @@ class Planning:
         here = [name for name in names if name in self._priority.names and self._drift.is_here(name)]
         return self._priority.affordable(here, self._budget.reading_credit)
 
-    def ask(self, team: Team, names: Iterable[str]) -> None:
+    def ask(self, job: DistributedJob, names: Iterable[str]) -> None:
         """Request readings of these matrices on all ranks at the next poll, as far as there is credit."""
-        known = set(self._priority.names) - team.holdings.missing
-        ranks = self._ranks_of(team)
+        known = set(self._priority.names) - job.holdings.missing
+        ranks = self._ranks_of(job)
         chosen = self._priority.affordable([name for name in names if name in known], _credit_of(ranks))
         if chosen:
-            team.ask(self._with_costs(chosen), ranks)
+            job.ask(self._with_costs(chosen), ranks)
 
     def announce(
         self,
-        team: Team,
+        job: DistributedJob,
         due: DueStep | None,
         then: int,
         *,
@@ -88,20 +88,20 @@ class Planning:
         """Plan and announce the readings of all ranks at the next due step.
 
         Args:
-            team: the ranks.
+            job: the ranks.
             due: the current due step; None before the first.
             then: the step at which the next due step is expected.
             steps: number of steps of this process so far, to estimate the time of a step.
             ahead: seconds of credit that each rank will have earned by then.
             to_screen: returns further sharded matrices, whose norms are computed then.
         """
-        ranks = self._ranks_of(team, ahead=ahead)
+        ranks = self._ranks_of(job, ahead=ahead)
         first = () if due is None else due.first
-        names = self._priority.choose(then, _credit_of(ranks), without=team.holdings.missing, first=first, ahead=True)
+        names = self._priority.choose(then, _credit_of(ranks), without=job.holdings.missing, first=first, ahead=True)
         longest = max(map(self._priority.expected, self._priority.names), default=0.0)
         ending = blocks_to_end(longest, self._budget.run_seconds / max(1, steps))
         step, gap = (None, 0) if due is None else (due.step, then - due.step)
-        team.plan(step, self._with_costs(names), ranks, gap=gap, ending=ending, to_screen=to_screen)
+        job.plan(step, self._with_costs(names), ranks, gap=gap, ending=ending, to_screen=to_screen)
 
     def _under_way(self) -> float:
         """Return the expected seconds until the unfinished readings of this process are done."""
@@ -117,14 +117,14 @@ class Planning:
         """Return the expected seconds of each reading."""
         return {name: self._priority.expected(name) for name in names}
 
-    def _ranks_of(self, team: Team, *, ahead: float = 0.0) -> dict[int, Reads]:
+    def _ranks_of(self, job: DistributedJob, *, ahead: float = 0.0) -> dict[int, Reads]:
         """Return credit and pace of each rank, once it has earned `ahead` more seconds of credit."""
         under_way = {0: self._under_way()}
         for due in self._due:
             for name in due.elsewhere.names if due.elsewhere else ():
                 rank = due.owners[name]
                 under_way[rank] = under_way.get(rank, 0.0) + self._priority.expected(name)
-        return team.capacities.reads(self._budget, under_way, ahead=ahead)
+        return job.capacities.reads(self._budget, under_way, ahead=ahead)
 
 
 def _credit_of(ranks: Mapping[int, Reads]) -> float:

@@ -7,7 +7,7 @@ from typing import final
 
 from esdmon.records import LayerReport, Screened
 from esdmon.runtime.pipeline.drift_log import DriftLog
-from esdmon.runtime.ranks.team import Team
+from esdmon.runtime.ranks.distributed_job import DistributedJob
 from esdmon.runtime.workers.source import Source
 from esdmon.schedule.budget import Budget
 from esdmon.schedule.priority import ReadPriority
@@ -30,17 +30,17 @@ class Screening:
         priority: chooses the matrices to screen, and records changes of λmax.
         drift: returns whether this process holds a matrix.
         budget: measures the cost; the caller charges it.
-        team: the ranks of the job, which compute the norms of sharded matrices together; None for a single process.
+        job: the ranks of the job, which compute the norms of sharded matrices together; None for a single process.
     """
 
     def __init__(
-        self, source: Source, priority: ReadPriority, drift: DriftLog, budget: Budget, team: Team | None
+        self, source: Source, priority: ReadPriority, drift: DriftLog, budget: Budget, job: DistributedJob | None
     ) -> None:
         self._source = source
         self._priority = priority
         self._drift = drift
         self._budget = budget
-        self._team = team
+        self._job = job
         self._since = budget.run_seconds
         self._spent = 0.0
         self._costs: dict[str, float] = {}
@@ -70,20 +70,20 @@ class Screening:
             self._take(latest)
         self._spent += cost.seconds
 
-    def screen_together(self, team: Team, step: int) -> None:
+    def screen_together(self, job: DistributedJob, step: int) -> None:
         """Begin, on all ranks, to compute the norms that `ahead` has planned at the previous due step."""
         with self._budget.measured() as cost:
-            names, beside = team.screen(step)
+            names, beside = job.screen(step)
         if names:
             self._mean = (cost.seconds + beside) / len(names)
             self._spent += cost.seconds
             self._note(names, step, beside, self._mean)
 
-    def ahead(self, team: Team, without: Collection[str]) -> dict[str, int]:
+    def ahead(self, job: DistributedJob, without: Collection[str]) -> dict[str, int]:
         """Return sharded matrices to screen at the next due step, within the current allowance, with longer sides.
 
         Args:
-            team: the ranks of the job, which compute the norms together.
+            job: the ranks of the job, which compute the norms together.
             without: the matrices that are read at that step.
         """
         left = self._allowance - self._spent
@@ -91,7 +91,7 @@ class Screening:
         for name in self._priority.to_screen(without, in_part=True):
             if left < 0:
                 break
-            side = team.names.longer_side(name)
+            side = job.names.longer_side(name)
             if side is not None and self._is_worth(name):
                 chosen[name] = side
                 left -= self._costs.get(name, self._mean)
@@ -138,7 +138,7 @@ class Screening:
 
     def _take(self, latest: Mapping[str, LayerReport]) -> None:
         """Collect the finished screenings, and pass the changes of λmax to the priority."""
-        for found in (*self._source.screened(), *(self._team.screened() if self._team is not None else ())):
+        for found in (*self._source.screened(), *(self._job.screened() if self._job is not None else ())):
             layer = latest.get(found.name)
             if not math.isfinite(found.frobenius_norm):
                 self._priority.screened(found.name, found.step, math.inf)

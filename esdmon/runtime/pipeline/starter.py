@@ -7,7 +7,7 @@ from esdmon.runtime.pipeline.collector import Collector
 from esdmon.runtime.pipeline.dropped import DroppedReadings
 from esdmon.runtime.pipeline.due_step import DueStep
 from esdmon.runtime.ranks.assignments import Assigned
-from esdmon.runtime.ranks.team import Team
+from esdmon.runtime.ranks.distributed_job import DistributedJob
 from esdmon.runtime.workers.executor import Executor
 from esdmon.runtime.workers.source import Source
 from esdmon.schedule.budget import Budget
@@ -76,11 +76,11 @@ class Starter:
         if self._executor.on_the_spot:
             self._collector.collect(due)
 
-    def follow(self, team: Team, due: DueStep, assigned: Assigned, *, steps: int) -> None:
+    def follow(self, job: DistributedJob, due: DueStep, assigned: Assigned, *, steps: int) -> None:
         """Record the readings of a plan that have begun, here and on other ranks.
 
         Args:
-            team: the ranks of the job.
+            job: the ranks of the job.
             due: the step of the plan.
             assigned: what this rank has begun.
             steps: number of steps of this process so far.
@@ -91,9 +91,9 @@ class Starter:
         for name in lost:
             self._priority.lost(name)
         self._dropped.skip(due.step, len(lost))
-        due.elsewhere = team.others(due.step, assigned)
+        due.elsewhere = job.others(due.step, assigned)
         names = due.elsewhere.names if due.elsewhere else ()
-        due.until = due.since + team.timeout + _PATIENCE * sum(map(self._priority.expected, names))
+        due.until = due.since + job.timeout + _PATIENCE * sum(map(self._priority.expected, names))
         due.until_step = steps + steps_paused(assigned.plan.ending)
         if self._executor.on_the_spot:
             self._collector.collect(due)

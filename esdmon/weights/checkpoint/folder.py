@@ -13,7 +13,6 @@ from esdmon.errors import InputError, NoWeightsError
 from esdmon.records.table import natural_key
 from esdmon.records.text import named
 from esdmon.weights.checkpoint import deepspeed, distributed
-from esdmon.weights.checkpoint.beside import MEGATRON_FILE, folders_in, hint_for, is_weights, last_inside
 from esdmon.weights.checkpoint.containers import is_optimizer_name
 from esdmon.weights.checkpoint.formats import (
     NOT_WEIGHTS,
@@ -25,6 +24,7 @@ from esdmon.weights.checkpoint.formats import (
 from esdmon.weights.checkpoint.mapping import Checkpoint, join_checkpoints
 from esdmon.weights.checkpoint.ranks import check_whole
 from esdmon.weights.checkpoint.sentence_modules import MODULES, listed_modules
+from esdmon.weights.checkpoint.unread_files import MEGATRON_FILE, folders_in, hint_for, is_weights, last_inside
 from esdmon.weights.state.renamed import name_in_module
 
 _STEMS = (

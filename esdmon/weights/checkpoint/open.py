@@ -6,11 +6,11 @@ from pathlib import Path
 from esdmon.errors import InputError
 from esdmon.records import Origin
 from esdmon.weights.checkpoint import distributed
-from esdmon.weights.checkpoint.beside import unread_beside
 from esdmon.weights.checkpoint.folder import open_folder, open_index, read_config
 from esdmon.weights.checkpoint.formats import open_file
 from esdmon.weights.checkpoint.mapping import Checkpoint, Model
 from esdmon.weights.checkpoint.ranks import check_whole
+from esdmon.weights.checkpoint.unread_files import unread_beside
 
 
 def open_model(

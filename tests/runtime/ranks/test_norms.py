@@ -213,7 +213,7 @@ def test_a_checkpoint_forgets_what_was_under_way() -> None:
     assert job.norms.take() == []
 
 
-class Team:
+class DistributedJob:
     """Ranks that hold the parts of some matrices; each norm takes so many seconds of the hook."""
 
     def __init__(self, clock: FakeClock, seconds: float, *sharded: str) -> None:
@@ -262,18 +262,18 @@ class Watched:
             self.turns.drifted(name, 20, 0.0, trainable=True)
         for _ in range(priority.RARE):
             self.turns.pass_by()
-        team: Any = Team(clock, seconds_of_a_norm, *names)
-        self.team = team
+        job: Any = DistributedJob(clock, seconds_of_a_norm, *names)
+        self.job = job
         elsewhere: Any = Elsewhere()
-        self.screening = screening.Screening(elsewhere, self.turns, elsewhere, budget, team)
+        self.screening = screening.Screening(elsewhere, self.turns, elsewhere, budget, job)
         clock.passes(seconds)
 
     def due(self, step: int, **latest: LayerReport) -> list[str]:
         """Take a due step, and return what is planned for the next."""
-        self.screening.screen_together(self.team, step)
-        self.team.planned = self.screening.ahead(self.team, ())
+        self.screening.screen_together(self.job, step)
+        self.job.planned = self.screening.ahead(self.job, ())
         self.screening.screen(step, without=(), latest=latest)
-        return list(self.team.planned)
+        return list(self.job.planned)
 
 
 def test_norms_take_a_part_of_the_budget() -> None:
@@ -286,7 +286,7 @@ def test_norms_take_a_part_of_the_budget() -> None:
 
 def test_norms_of_other_matrices_and_of_small_ones_are_not_computed() -> None:
     run = Watched("a", "b", seconds=1000, seconds_of_a_norm=0.02, seconds_of_a_reading=0.1)
-    run.team.sharded = ("b",)
+    run.job.sharded = ("b",)
     assert [run.due(step) for step in (20, 30, 40)] == [["b"], [], []]
 
 
@@ -297,7 +297,7 @@ def test_a_change_in_the_part_of_another_rank_brings_the_reading_forward(norm: f
     latest = {name: LayerReport(name, "ok", 10, measures={"frobenius_norm": 4.0}, N=20) for name in "VW"}
     run.turns.drifted("V", 30, 1e-2, trainable=True)
     assert run.turns.choose(30, 1.0) == ["V"]
-    run.team.found = [Screened("W", 30, norm, math.nan, math.nan, N=20)]
+    run.job.found = [Screened("W", 30, norm, math.nan, math.nan, N=20)]
     run.due(30, **latest)
     assert run.turns.choose(30, 1.0) == ["W"]
 

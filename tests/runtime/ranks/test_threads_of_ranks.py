@@ -19,7 +19,7 @@ import esdmon
 from esdmon import watching
 from esdmon.limits import Limits
 from esdmon.runtime.ranks.assignments import Assignments
-from esdmon.runtime.ranks.team import Team
+from esdmon.runtime.ranks.distributed_job import DistributedJob
 from esdmon.runtime.workers.processes import Processes
 from esdmon.schedule.workers import Workers
 from esdmon.sinks import MemorySink
@@ -63,10 +63,10 @@ class Meets:
 
 def watched(make: Callable[[], nn.Module], *, meeting: bool = False, **options: Any) -> dict[str, Any]:
     """What the reports of rank 0 say; how fast the ranks read, and how much was put together at a time."""
-    teams: list[Any] = []
+    jobs: list[Any] = []
     own: list[Any] = []
     with pytest.MonkeyPatch.context() as patch:
-        for kind, made in ((Team, teams), (Assignments, own)):
+        for kind, made in ((DistributedJob, jobs), (Assignments, own)):
             patch.setattr(kind, "__init__", noted(kind.__init__, made))
         sink, meets = MemorySink(), Meets()
         monitor = esdmon.watch(
@@ -84,7 +84,7 @@ def watched(make: Callable[[], nn.Module], *, meeting: bool = False, **options: 
             for name, layer in sorted(layers.items())
         },
         "seconds": sum(report.seconds for report in sink.reports),
-        "paces": [teams[0].capacities.pace(rank) for rank in (0, 1)] if teams else [],
+        "paces": [jobs[0].capacities.pace(rank) for rank in (0, 1)] if jobs else [],
         "peak": own[0].memory_limit.peak_bytes,
         "most": meets.most,
         "dropped": monitor.dropped,

@@ -7,25 +7,25 @@ from esdmon.limits import Limits
 from esdmon.records import LayerReport
 from esdmon.runtime.ranks.assignments import Assigned
 from esdmon.runtime.ranks.coordination import Assignment, Coordinator, Plan
+from esdmon.runtime.ranks.distributed_job import DistributedJob
 from esdmon.runtime.ranks.holdings import Holdings, Listed, Table
 from esdmon.runtime.ranks.sharing import Reads
-from esdmon.runtime.ranks.team import Team
 from esdmon.schedule.budget import Budget
 from tests.benchmarks.sharded_scale import CountingStore, OnlyTells
 from tests.clocks import FakeClock
 
 
-class Job:
+class Run:
     """Two ranks, each with a weight of its own; rank 0 has no idle core."""
 
     def __init__(self) -> None:
         store = CountingStore()
         leader, self.other = Coordinator(store, 0, 2), Coordinator(store, 1, 2)
         self.faults = Faults()
-        self.team = Team(leader, OnlyTells(), self.faults, limits=Limits())
+        self.job = DistributedJob(leader, OnlyTells(), self.faults, limits=Limits())
         leader.announce(Table(0, "", {"a": Listed(1.0)}, {}))
         self.other.announce(Table(1, "", {"b": Listed(1.0)}, {}, copies=True, pauses=True))
-        self.team.update_holdings()
+        self.job.update_holdings()
         self.clock = FakeClock()
         self.budget = Budget(0.01, clock=self.clock.perf_counter, cpu_clock=lambda: 0.0, advance=0.0)
         self.budget.start()
@@ -33,51 +33,51 @@ class Job:
     def passes(self, seconds: float, at_most: float = 1e6) -> None:
         """Let a job train, and both ranks earn credit."""
         self.clock.passes(seconds)
-        self.team.capacities.earn(self.budget.earn(at_most), at_most)
+        self.job.capacities.earn(self.budget.earn(at_most), at_most)
 
     def answers(self, step: int, seconds: float, pace: float) -> None:
         """Rank 1 has read its weight."""
         self.other.answer(step, {"b": (LayerReport("b", "ok", step), seconds)}, {}, pace)
-        self.team._take(step, [1])
+        self.job._take(step, [1])
 
     def reads(self, under_way: float = 0.0) -> dict[int, Reads]:
-        return self.team.capacities.reads(self.budget, {1: under_way}, ahead=0.0)
+        return self.job.capacities.reads(self.budget, {1: under_way}, ahead=0.0)
 
 
 def test_each_rank_is_charged_what_it_has_read() -> None:
     """By rank 0, which plans for it: a rank that holds a weight alone must not read it beyond its own budget."""
-    job = Job()
-    job.passes(100)
-    assert [reads.credit for reads in job.reads().values()] == pytest.approx([1.0, 1.0], abs=0.01)
-    job.answers(1, seconds=3.0, pace=1.0)
-    first, second = job.reads(under_way=0.5).values()
+    run = Run()
+    run.passes(100)
+    assert [reads.credit for reads in run.reads().values()] == pytest.approx([1.0, 1.0], abs=0.01)
+    run.answers(1, seconds=3.0, pace=1.0)
+    first, second = run.reads(under_way=0.5).values()
     assert first.credit == pytest.approx(1.0, abs=0.01)
     assert second.credit == pytest.approx(-2.5, abs=0.01)
-    job.passes(300)
-    assert job.reads()[1].credit == pytest.approx(1.0, abs=0.05)
-    assert [reads.copies for reads in job.reads().values()] == [False, True]
+    run.passes(300)
+    assert run.reads()[1].credit == pytest.approx(1.0, abs=0.05)
+    assert [reads.copies for reads in run.reads().values()] == [False, True]
 
 
 def test_a_rank_reads_as_fast_as_it_has_answered() -> None:
     """Before that as fast as rank 0; on idle cores a reading costs as much less."""
-    job = Job()
-    job.passes(100)
-    assert [reads.pace for reads in job.reads().values()] == [1.0, 1.0]
-    job.answers(1, seconds=20.0, pace=200.0)
-    second = job.reads()[1]
+    run = Run()
+    run.passes(100)
+    assert [reads.pace for reads in run.reads().values()] == [1.0, 1.0]
+    run.answers(1, seconds=20.0, pace=200.0)
+    second = run.reads()[1]
     assert second.pace == 200.0
     assert second.credit == pytest.approx(200 - 20, rel=0.02)
-    assert job.team.roster.pauses
+    assert run.job.membership.pauses
 
 
 def test_what_a_rank_does_not_use_is_not_kept_for_ever() -> None:
     """Nor what it has used too much: as for rank 0."""
-    job = Job()
-    job.passes(1e6, at_most=5.0)
-    assert job.reads()[1].credit == pytest.approx(5.0)
-    job.answers(1, seconds=1e4, pace=1.0)
-    job.passes(1.0, at_most=5.0)
-    assert job.reads()[1].credit == pytest.approx(-5.0 - Limits().advance_seconds, abs=0.1)
+    run = Run()
+    run.passes(1e6, at_most=5.0)
+    assert run.reads()[1].credit == pytest.approx(5.0)
+    run.answers(1, seconds=1e4, pace=1.0)
+    run.passes(1.0, at_most=5.0)
+    assert run.reads()[1].credit == pytest.approx(-5.0 - Limits().advance_seconds, abs=0.1)
 
 
 class Twice(CountingStore):
@@ -105,20 +105,20 @@ def test_two_threads_look_who_has_closed() -> None:
 @pytest.mark.parametrize("has_answered", [True, False])
 def test_nobody_waits_for_a_rank_that_has_closed(*, has_answered: bool) -> None:
     """Nor is it blamed: its loop was shorter, or was broken off a step earlier. What it had sent is taken."""
-    job = Job()
+    run = Run()
     assigned = Assigned(Plan(1, (Assignment(1, ("b",)),)), (), {})
-    job.team.faults.begin(5, assigned.plan, {})
-    task = job.team.others(5, assigned)
+    run.job.faults.begin(5, assigned.plan, {})
+    task = run.job.others(5, assigned)
     assert task is not None
     assert task.poll() is None
     if has_answered:
-        job.other.answer(5, {"b": (LayerReport("b", "ok", 5), 1.0)}, {}, 1.0)
-    job.other.leave()
-    job.team.roster.look_who_left()
+        run.other.answer(5, {"b": (LayerReport("b", "ok", 5), 1.0)}, {}, 1.0)
+    run.other.leave()
+    run.job.membership.look_who_left()
     answer = task.poll()
     assert answer is not None
     assert list(answer) == ["b"] * has_answered
-    assert list(job.faults) == []
+    assert list(run.faults) == []
 
 
 def test_what_nobody_can_read_is_compared_once_at_a_due_step(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,6 +131,6 @@ def test_what_nobody_can_read_is_compared_once_at_a_due_step(monkeypatch: pytest
             return self
 
     monkeypatch.setattr(Holdings, "missing", property(lambda _holdings: Missing("ab")))
-    job = Job()
-    assert [sorted(job.team.unreadable(step)) for step in (1, 2)] == [[], ["a", "b"]]
+    run = Run()
+    assert [sorted(run.job.unreadable(step)) for step in (1, 2)] == [[], ["a", "b"]]
     assert compared == [2]

@@ -1,5 +1,5 @@
 // The names and colours of phases, the pieces of a page, and the two sources of data.
-// The files of this folder are one script, in the order of `esdmon.glass.assets`. They have no imports, and build the
+// The files of this folder are one script, in the order of `esdmon.webpage.assets`. They have no imports, and build the
 // page by createElement and textContent alone, so that the names of layers cannot become code.
 
 const PHASES = [

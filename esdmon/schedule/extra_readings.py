@@ -16,7 +16,7 @@ finding, so that an intermittent finding does not cause extra readings for ever.
 
 
 @final
-class Attention:
+class ExtraReadings:
     """The layers that are read more often, and the step of their next extra reading."""
 
     def __init__(self) -> None:
@@ -61,7 +61,7 @@ class Attention:
         last = math.inf if self._scheduled is None or self._gap is None else self._scheduled + self._gap - 1
         return last if last > step else math.inf
 
-    def attend(self, names: Collection[str], step: int) -> None:
+    def request(self, names: Collection[str], step: int) -> None:
         """Read these layers more often from a step on, and no others."""
         self.unsettled = tuple(names)
         self._counts = {name: self._counts.get(name, 0) for name in names if name not in self._spent}

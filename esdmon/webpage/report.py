@@ -11,10 +11,10 @@ from html import escape
 from itertools import zip_longest
 from typing import Any, Final, NamedTuple
 
-from esdmon.glass import assets
-from esdmon.glass.run_data import MAX_COLUMNS, MAX_FRAMES, MAX_POINTS, RunData
-from esdmon.glass.static_html import static_html
 from esdmon.records import SCHEMA, Record
+from esdmon.webpage import assets
+from esdmon.webpage.run_data import MAX_COLUMNS, MAX_FRAMES, MAX_POINTS, RunData
+from esdmon.webpage.static_html import static_html
 
 MAX_BYTES: Final = 5_000_000
 """Largest size of a report in bytes, which mail servers accept. Our choice."""

@@ -4,62 +4,62 @@ import math
 
 import pytest
 
-from esdmon.schedule.attention import DENSER, MOST, Attention
+from esdmon.schedule.extra_readings import DENSER, MOST, ExtraReadings
 from esdmon.schedule.jumps import JumpDetector
 from esdmon.schedule.step_sample import StepSample
 
 
-def scheduled(gap: int) -> Attention:
-    attention = Attention()
+def scheduled(gap: int) -> ExtraReadings:
+    extra = ExtraReadings()
     for step in (gap, 2 * gap):
-        attention.scheduled(step)
-    return attention
+        extra.scheduled(step)
+    return extra
 
 
 def test_a_layer_with_an_unconfirmed_finding_is_read_ten_times_as_often() -> None:
-    attention = scheduled(200)
-    attention.attend({"fc1"}, 400)
-    due = [step for step in range(401, 500) if attention.due(step)]
+    extra = scheduled(200)
+    extra.request({"fc1"}, 400)
+    due = [step for step in range(401, 500) if extra.due(step)]
     assert due == [420, 440, 460, 480]
-    attention.attend((), 480)
-    assert not any(attention.due(step) for step in range(481, 600))
+    extra.request((), 480)
+    assert not any(extra.due(step) for step in range(481, 600))
 
 
 def test_a_jump_is_read_at_once_and_then_more_often() -> None:
-    attention = scheduled(200)
-    attention.bring_forward(["fc1"], 437)
-    assert attention.due(437) == ("fc1",)
-    assert attention.due(438) == ()
-    assert attention.is_next(457)
-    assert attention.due(457) == ("fc1",)
+    extra = scheduled(200)
+    extra.bring_forward(["fc1"], 437)
+    assert extra.due(437) == ("fc1",)
+    assert extra.due(438) == ()
+    assert extra.is_next(457)
+    assert extra.due(457) == ("fc1",)
 
 
 def test_where_steps_are_scheduled_densely_nothing_is_added() -> None:
-    for attention in (Attention(), scheduled(DENSER - 1)):
-        attention.attend({"fc1"}, 20)
-        assert attention.interval is None
-        assert not any(attention.due(step) for step in range(20, 200))
+    for extra in (ExtraReadings(), scheduled(DENSER - 1)):
+        extra.request({"fc1"}, 20)
+        assert extra.interval is None
+        assert not any(extra.due(step) for step in range(20, 200))
 
 
 def test_a_finding_that_comes_and_goes_does_not_keep_the_denser_cadence() -> None:
-    attention = scheduled(200)
-    attention.attend({"fc1"}, 400)
+    extra = scheduled(200)
+    extra.request({"fc1"}, 400)
     due = 0
     for step in range(401, 3000):
-        due += bool(attention.due(step))
-        attention.attend({"fc1"}, step) if attention.is_next(step) else None
+        due += bool(extra.due(step))
+        extra.request({"fc1"}, step) if extra.is_next(step) else None
     assert due == MOST
-    attention.release(["fc1"])
-    attention.bring_forward(["fc1"], 3000)
-    assert attention.due(3000) == ("fc1",)
+    extra.release(["fc1"])
+    extra.bring_forward(["fc1"], 3000)
+    assert extra.due(3000) == ("fc1",)
 
 
 def test_it_goes_on_from_its_state() -> None:
-    attention, other = scheduled(200), Attention()
-    attention.attend({"fc1"}, 400)
-    attention.due(420)
-    other.prepare(attention.state_dict())()
-    assert other.state_dict() == attention.state_dict()
+    extra, other = scheduled(200), ExtraReadings()
+    extra.request({"fc1"}, 400)
+    extra.due(420)
+    other.prepare(extra.state_dict())()
+    assert other.state_dict() == extra.state_dict()
     assert [step for step in range(421, 500) if other.due(step)] == [440, 460, 480]
 
 

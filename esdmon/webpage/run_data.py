@@ -8,9 +8,9 @@ from typing import Final, Generic, TypeVar, final
 import numpy as np
 from numpy.typing import NDArray
 
-from esdmon.glass import contract
-from esdmon.glass.codes import NOT_READ, code_of, rows_of
 from esdmon.records import Alert, LayerReport, Record, Report
+from esdmon.webpage import contract
+from esdmon.webpage.codes import NOT_READ, code_of, rows_of
 
 MAX_COLUMNS: Final = 2000
 """Number of steps of the phase map that are kept; screens do not have more pixels."""

@@ -3,10 +3,10 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
-from esdmon.glass.codes import CHARACTERS, STATUS_CODES
 from esdmon.records import Record
 from esdmon.records.text import count, named
 from esdmon.records.timeline import SEVERITIES
+from esdmon.webpage.codes import CHARACTERS, STATUS_CODES
 
 _NOT_OK: Final = {
     CHARACTERS[STATUS_CODES["nonfinite"]]: "NaN or infinity in the weight",

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 
 from esdmon.cli import main
-from esdmon.glass import report as glass_report
-from esdmon.glass.report import html
-from esdmon.glass.run_data import RunData
 from esdmon.records import LayerFinding
-from tests.glass.made import HOSTILE, PHASES, alert_at, made_reports, write
+from esdmon.webpage import report as webpage_report
+from esdmon.webpage.report import html
+from esdmon.webpage.run_data import RunData
+from tests.webpage.made import HOSTILE, PHASES, alert_at, made_reports, write
 
 ROOT = Path(__file__).parents[2]
 
@@ -188,16 +188,16 @@ def test_the_wheel_contains_the_page(tmp_path: Path) -> None:
         shutil.copytree(ROOT / name, project / name, ignore=shutil.ignore_patterns("__pycache__"))
     (wheel,) = WheelBuilder(str(project)).build(directory=str(tmp_path), versions=["standard"])
     with zipfile.ZipFile(wheel) as packed:
-        names = {name for name in packed.namelist() if name.startswith("esdmon/glass/static/")}
+        names = {name for name in packed.namelist() if name.startswith("esdmon/webpage/static/")}
         entry_points = next(
             packed.read(name).decode() for name in packed.namelist() if name.endswith("entry_points.txt")
         )
-    static = ROOT / "esdmon" / "glass" / "static"
-    assert names == {f"esdmon/glass/static/{file.name}" for file in static.iterdir()}
+    static = ROOT / "esdmon" / "webpage" / "static"
+    assert names == {f"esdmon/webpage/static/{file.name}" for file in static.iterdir()}
     assert "[tensorboard_plugins]\nesdmon = esdmon_tensorboard.loader:EsdLoader" in entry_points
 
 
 def test_detail_falls_from_step_to_step() -> None:
     """Else a report could grow where it should shrink."""
-    for more, less in zip(glass_report._DETAILS, glass_report._DETAILS[1:], strict=False):
+    for more, less in zip(webpage_report._DETAILS, webpage_report._DETAILS[1:], strict=False):
         assert all(a > b for a, b in zip(more, less, strict=True))

@@ -2,10 +2,10 @@
 
 from itertools import pairwise
 
-from esdmon.glass import run_data
-from esdmon.glass.codes import CHARACTERS
-from esdmon.glass.run_data import RunData, Series
-from tests.glass.made import PHASES, alert_at, made_reports, report_at
+from esdmon.webpage import run_data
+from esdmon.webpage.codes import CHARACTERS
+from esdmon.webpage.run_data import RunData, Series
+from tests.webpage.made import PHASES, alert_at, made_reports, report_at
 
 
 def data_of(count: int | None = None) -> RunData:

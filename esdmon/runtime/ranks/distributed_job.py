@@ -1,4 +1,4 @@
-"""Define `Team`, which plans on rank 0 which rank reads which matrices at the next due step."""
+"""Define `DistributedJob`, which plans on rank 0 which rank reads which matrices at the next due step."""
 
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -11,10 +11,10 @@ from esdmon.records import Coverage, LayerReport, Screened
 from esdmon.runtime.ranks.assignments import Assigned, Assignments
 from esdmon.runtime.ranks.coordination import Assignment, Coordinator, Plan
 from esdmon.runtime.ranks.holdings import Holdings
+from esdmon.runtime.ranks.membership import Membership
 from esdmon.runtime.ranks.names import JobNames
 from esdmon.runtime.ranks.norms import JobNorms
 from esdmon.runtime.ranks.rank_faults import RankFaults
-from esdmon.runtime.ranks.roster import Roster
 from esdmon.runtime.ranks.sharing import Capacities, Reads, Sharing
 from esdmon.runtime.workers.source import Answer, Task
 from esdmon.schedule.polls import between
@@ -29,7 +29,7 @@ def nothing(_read: Collection[str]) -> Mapping[str, int]:
 
 
 @final
-class Team:
+class DistributedJob:
     """The ranks of a job, of which this is rank 0.
 
     A rank that fails three times in a row, by not answering or by not serving its fragment, is paused. Other ranks that
@@ -58,7 +58,7 @@ class Team:
         """The last extra plan, with the step of its poll."""
         self._now: Plan | None = None
         """The extra plan of this step."""
-        self.roster = Roster(ranks, self.faults.is_paused)
+        self.membership = Membership(ranks, self.faults.is_paused)
         """The ranks that watch, and what they hold."""
         self.names = JobNames(own.parts)
         """The names of matrices in the job, and in rank 0's own model."""
@@ -76,7 +76,7 @@ class Team:
     @property
     def holdings(self) -> Holdings:
         """Return the holdings of all ranks, as of the last `update_holdings`."""
-        return self.roster.known.holdings
+        return self.membership.known.holdings
 
     @property
     def timeout(self) -> float:
@@ -123,15 +123,15 @@ class Team:
         return self._norms.take()
 
     def update_holdings(self, *, is_due: bool = True) -> bool:
-        """Update the holdings from new tables, and from paused and closed ranks; see `Roster.update`."""
-        if not self.roster.update(self._own.announcer.n_listed, is_due=is_due):
+        """Update the holdings from new tables, and from paused and closed ranks; see `Membership.update`."""
+        if not self.membership.update(self._own.announcer.n_listed, is_due=is_due):
             return False
-        known = self.roster.known
+        known = self.membership.known
         self.names.update(known.holdings)
         self._has_elsewhere = any(each.parameters or 0 not in each.readers for each in known.holdings.matrices.values())
         self._given.clear()
         self._sharing.keep(known.tables)
-        reading = [rank for rank in self.roster.present if rank not in known.paused]
+        reading = [rank for rank in self.membership.present if rank not in known.paused]
         self.capacities.keep({rank: known.tables[rank] for rank in reading})
         return True
 
@@ -155,13 +155,13 @@ class Team:
             ending: number of blocks of steps in which readings end.
             to_screen: returns further sharded matrices, whose norms are computed at that step.
         """
-        self._ending = ending if self.roster.pauses else 0
+        self._ending = ending if self.membership.pauses else 0
         may_poll = self._escalates and self._has_elsewhere and not self.faults.is_asking_paused()
         after = between(gap, self._ranks.size) if may_poll else ()
         assignments = self._assigned(names, ranks)
         read = {name for assignment in assignments for name in assignment.names}
         norms = self._norms.plan(to_screen(read), self.holdings)
-        plan = Plan(self.roster.known.version, assignments, after, self._ending, norms)
+        plan = Plan(self.membership.known.version, assignments, after, self._ending, norms)
         self._ranks.give_plan(step, plan)
 
     @property
@@ -173,7 +173,7 @@ class Team:
         """Announce the rank that reads each of these matrices at the next poll. Each poll has one plan."""
         at = self.next_poll
         if at is not None:
-            plan = Plan(self.roster.known.version, self._assigned(names, ranks), (), self._ending)
+            plan = Plan(self.membership.known.version, self._assigned(names, ranks), (), self._ending)
             self._ranks.give_extra_plan(at, plan)
             self._asked = at, plan
 
@@ -191,7 +191,7 @@ class Team:
         """Return the assignments of matrices to ranks, and send the holders of their parts."""
         assignments = self._sharing.share(names, self.holdings, ranks)
         for parameter in {name for assignment in assignments for name in assignment.parameters} - self._given:
-            self._ranks.give_holders(self.roster.known.version, parameter, self.holdings.holders[parameter])
+            self._ranks.give_holders(self.membership.known.version, parameter, self.holdings.holders[parameter])
             self._given.add(parameter)
         return assignments
 
@@ -208,7 +208,7 @@ class Team:
             return {name: (_completed(layer, assigned), seconds) for name, (layer, seconds) in answer.items()}
 
         def poll() -> Answer | None:
-            awaited = [rank for rank in ranks if rank not in self.roster.left]
+            awaited = [rank for rank in ranks if rank not in self.membership.left]
             return take() if self._ranks.has_answers(step, awaited) else None
 
         return Task(tuple(name for assignment in assignments for name in assignment.names), poll, take)
@@ -217,13 +217,13 @@ class Team:
         """Return the readings that other ranks have sent; record how fast each rank reads, or that it fails."""
         answers = self._ranks.take_answers(step, ranks)
         self.capacities.answered(answers.paces, answers.seconds)
-        missing = tuple(rank for rank in answers.missing if rank not in self.roster.left)
+        missing = tuple(rank for rank in answers.missing if rank not in self.membership.left)
         self.faults.answered(step, replace(answers, missing=missing))
         return answers.readings
 
     def settle(self, step: int) -> None:
         """Count which ranks have given their fragments, and which have not, once all readings of a step are there."""
-        self.faults.settle(step, set(self.roster.present) - {0})
+        self.faults.settle(step, set(self.membership.present) - {0})
 
     def unreadable(self, step: int) -> dict[str, LayerReport]:
         """Return a record with the reason for each matrix that no rank can read.
@@ -231,7 +231,7 @@ class Team:
         There are no records while ranks are still announcing their tables, and none for a matrix at the first due step
         at which it cannot be read: at the end of a run other ranks close while rank 0 is in its last step.
         """
-        before, self._unreadable = self._unreadable, self.holdings.missing if self.roster.is_settled else set()
+        before, self._unreadable = self._unreadable, self.holdings.missing if self.membership.is_settled else set()
         both = before & self._unreadable  # computed once: in a job of which a rank has died these may be all matrices
         return {
             name: LayerReport(name, "skipped", step, entry.reason)
@@ -241,7 +241,7 @@ class Team:
 
     def coverage(self, own: Coverage) -> Coverage:
         """Return the coverage of all ranks' models; before any table is known, rank 0's own."""
-        return self.holdings.coverage if self.roster.known.tables else own
+        return self.holdings.coverage if self.membership.known.tables else own
 
     def nominal(self, own: Mapping[str, float]) -> dict[str, float]:
         """Return the estimated seconds of a reading by matrix; before any table is known, of rank 0's own."""

@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from esdmon import Phase
-from esdmon.glass import assets, contract, problems
-from esdmon.glass.codes import CHARACTERS, STATUS_CODES, code_of, rows_of
 from esdmon.records import LayerFinding
 from esdmon.records.colours import PHASE_HEX, SEVERITY_HEX
-from tests.glass.made import a_layer, alert_at
+from esdmon.webpage import assets, contract, problems
+from esdmon.webpage.codes import CHARACTERS, STATUS_CODES, code_of, rows_of
+from tests.webpage.made import a_layer, alert_at
 
 
 def test_the_page_has_the_phases_of_the_records() -> None:

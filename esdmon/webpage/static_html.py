@@ -6,11 +6,11 @@ from html import escape
 from itertools import groupby
 from typing import Final, Self
 
-from esdmon.glass.codes import CHARACTERS
-from esdmon.glass.problems import firing
 from esdmon.records import Record
 from esdmon.records.colours import PHASE_HEX, STATUS_HEX
 from esdmon.spectrum import Phase
+from esdmon.webpage.codes import CHARACTERS
+from esdmon.webpage.problems import firing
 
 _LEGEND: Final = {
     **{CHARACTERS[phase.code]: (phase.value, PHASE_HEX[phase]) for phase in Phase},

@@ -1,4 +1,4 @@
-"""Define `Notes`, which logs hints about the use of a monitor, each once."""
+"""Define `UsageHints`, which logs hints about the use of a monitor, each once."""
 
 import logging
 import math
@@ -30,7 +30,7 @@ _log = logging.getLogger("esdmon")
 
 
 @final
-class Notes:
+class UsageHints:
     """Log hints about wrong use of a monitor, each once.
 
     Args:

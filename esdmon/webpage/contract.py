@@ -18,12 +18,12 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from esdmon.glass.codes import CHARACTERS, code_of
-from esdmon.glass.problems import firing, now
 from esdmon.present.scalars import kind_of
 from esdmon.records import SCHEMA, Alert, LayerReport, Record
 from esdmon.records.serialization import esd_to_record
 from esdmon.records.table import natural_key
+from esdmon.webpage.codes import CHARACTERS, code_of
+from esdmon.webpage.problems import firing, now
 
 MEASURES: Final = (
     "alpha",

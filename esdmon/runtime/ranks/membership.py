@@ -1,4 +1,4 @@
-"""Define `Roster`, which records on rank 0 of a job the ranks that watch, and the weights that each holds."""
+"""Define `Membership`, which records on rank 0 of a job the ranks that watch, and the weights that each holds."""
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
@@ -30,7 +30,7 @@ class Joined:
 
 
 @final
-class Roster:
+class Membership:
     """Keep the tables that the ranks of a job have announced, and give each rank its role.
 
     Args:
