@@ -144,10 +144,11 @@ class ReadPriority:
         state = self._states[name]
         state.drift = state.ahead(step).drift
 
-    def moved(self, name: str, drift: float, steps: int) -> None:
-        """Record the drift of a matrix between its last two readings, and the number of steps between them."""
+    def moved(self, name: str, drift: float, steps: int, *, trainable: bool) -> None:
+        """Record the drift of a matrix between its last two readings, the number of steps, and whether it trains."""
         if name in self._states and steps > 0:
-            self._states[name].rate = drift / steps
+            state = self._states[name]
+            state.rate, state.trainable = drift / steps, trainable
 
     def begun(self, name: str, step: int) -> None:
         """Record that a reading started at a step."""
@@ -176,7 +177,7 @@ class ReadPriority:
 
         Args:
             without: matrices to leave out.
-            in_part: True if drift was measured on a part of each matrix only; then every trainable matrix counts as
+            in_part: True if drift was measured on a part of each matrix at most; then every trainable matrix counts as
                 changed.
         """
         states = {name: state for name, state in self._states.items() if name not in without}

@@ -116,9 +116,9 @@ class Screened:
         """Return nothing: λmax does not jump."""
         return []
 
-    def is_here(self, _name: str) -> bool:
-        """Return True: one process has all."""
-        return True
+    def whole(self, name: str) -> str:
+        """Return the same name: one process has all."""
+        return name
 
 
 @dataclass

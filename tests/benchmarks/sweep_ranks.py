@@ -11,6 +11,7 @@ from esdmon.limits import Limits
 from esdmon.runtime.pipeline.screening import Screening
 from esdmon.runtime.ranks.coordination import Assignment
 from esdmon.runtime.ranks.holdings import Holdings, Listed, Part, Table, join
+from esdmon.runtime.ranks.norms import JobScreening
 from esdmon.runtime.ranks.sharing import Capacities, Sharing
 from esdmon.schedule.budget import Budget
 from esdmon.schedule.fragments import Fragment
@@ -34,41 +35,47 @@ LINK = 1e9  # bytes a second between two ranks
 SQUARED = 2e-4  # seconds of the hook for the norm of a fragment
 
 
+class OwnModel:
+    """The model of rank 0, which has all of no matrix."""
+
+    def whole(self, _name: str) -> str:
+        """Return no name."""
+        return ""
+
+    def screened(self) -> list[Any]:
+        """Return nothing."""
+        return []
+
+
 @dataclass
 class Fragments:
     """Ranks that compute the norms of their fragments, which rank 0 knows at the next due step."""
 
     clock: Clock
+    own: OwnModel = field(default_factory=OwnModel)
     times: dict[str, float] = field(default_factory=dict)
     planned: Collection[str] = ()
     """For the next due step."""
-    sent: dict[str, float] = field(default_factory=dict)
+    sent: list[tuple[int, tuple[str, ...], float]] = field(default_factory=list)
 
-    @property
-    def names(self) -> "Fragments":
-        """Return what knows the matrices by their names in the job."""
-        return self
+    def may_screen(self, _name: str) -> bool:
+        """Return True: each matrix is one parameter."""
+        return True
 
-    def longer_side(self, _name: str) -> int:
-        """Return any number: each matrix is one parameter."""
-        return 1
-
-    def is_here(self, _name: str) -> bool:
-        """Return False: no rank has all of a matrix."""
-        return False
-
-    def screen(self, _step: int) -> tuple[Collection[str], float]:
+    def screen(self, step: int) -> tuple[Collection[str], float]:
         """Let the loop wait for what was planned."""
         begun, self.planned = self.planned, ()
         self.clock.now += SQUARED * len(begun)
-        self.sent |= dict.fromkeys(begun, self.clock.now)
+        if begun:
+            self.sent.append((step, tuple(begun), self.clock.now))
         return begun, 0.0
 
-    def screened(self) -> list[Any]:
-        """Learn what the ranks have sent; no norm has changed."""
-        self.times |= self.sent
-        self.sent = {}
-        return []
+    def screened(self) -> list[JobScreening]:
+        """Learn what the ranks have sent; no norm has changed, and no rank was slower than rank 0."""
+        sent, self.sent = self.sent, []
+        for _, names, when in sent:
+            self.times |= dict.fromkeys(names, when)
+        return [JobScreening(step, names, (), SQUARED * len(names), SQUARED * len(names)) for step, names, _ in sent]
 
 
 @dataclass
@@ -174,7 +181,7 @@ def simulate_ranks(
     under_way = UnderWay(ranks, seconds)
     budget.start()
     fragments: Any = Fragments(clock)
-    screening = Screening(fragments, turns, fragments, budget, fragments)
+    screening = Screening(fragments.own, turns, fragments.own, budget, fragments)
     norms = Norms(clock, [*costs], fragments)
     read: dict[str, float] = {}
 

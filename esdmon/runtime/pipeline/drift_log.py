@@ -71,7 +71,12 @@ class DriftLog:
             before = latest.get(name)
             if before is not None and (name in self._not_measured or not self.is_here(name)):
                 self._not_measured.discard(name)
-                self._priority.moved(name, layer.update_ratio, layer.step - before.step)
+                steps = layer.step - before.step
+                self._priority.moved(name, layer.update_ratio, steps, trainable=layer.trainable)
+
+    def whole(self, name: str) -> str:
+        """Return the name in this process's model of a matrix that it holds completely; empty for any other matrix."""
+        return name if self._job is None else self._job.names.whole(name)
 
     def _local(self, name: str) -> str:
         """Return the name of a matrix in this process's model; empty where it is of another rank's."""

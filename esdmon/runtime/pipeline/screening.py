@@ -1,7 +1,7 @@
 """Define `Screening`, which computes norms of rarely read matrices at each due step, with a part of the budget."""
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import final
 
@@ -22,15 +22,15 @@ WORTH = 10
 class Screening:
     """Screen the matrices that were not read for some due steps, the least recently known first.
 
-    The cost is measured since this process began or continued the run. If it exceeds a quarter of the budget, the
-    remaining matrices wait for the next due step.
+    The cost is measured since this process began or continued the run; that of a job is the cost of its slowest rank,
+    for which the others wait. If it exceeds a quarter of the budget, the remaining matrices wait for the next due step.
 
     Args:
         source: the matrices of this process.
         priority: chooses the matrices to screen, and records changes of λmax.
-        drift: returns whether this process holds a matrix.
+        drift: returns the matrices that this process holds.
         budget: measures the cost; the caller charges it.
-        job: the ranks of the job, which compute the norms of sharded matrices together; None for a single process.
+        job: the ranks of the job, which screen the matrices that this one does not hold; None for a single process.
     """
 
     def __init__(
@@ -46,7 +46,11 @@ class Screening:
         self._costs: dict[str, float] = {}
         """Smallest seconds of a screening of each matrix so far."""
         self._mean = math.inf
-        """Seconds of a sharded matrix at the last screening; infinite at first, so that one is tried."""
+        """Seconds of each matrix that the ranks screened last; infinite at first, so that one is tried."""
+        self._expected: dict[int, float] = {}
+        """Expected seconds of the slowest rank beyond this one's, by due step whose norms are on their way."""
+        self._names: dict[str, str] = {}
+        """Names in the job of the matrices of this process that were screened, by their names in its model."""
         self._found: dict[str, list[Screened]] = {}
         """For each matrix the last reported screening, and the ones that wait for the reports of their steps."""
 
@@ -75,25 +79,26 @@ class Screening:
         with self._budget.measured() as cost:
             names, beside = job.screen(step)
         if names:
-            self._mean = (cost.seconds + beside) / len(names)
             self._spent += cost.seconds
-            self._note(names, step, beside, self._mean)
+            self._note(names, step, beside)
+            expected = sum(self._costs.get(name, self._mean) for name in names)
+            self._expected[step] = max(0.0, expected - cost.seconds - beside) if math.isfinite(expected) else 0.0
+            self._spent += self._expected[step]
 
-    def ahead(self, job: DistributedJob, without: Collection[str]) -> dict[str, int]:
-        """Return sharded matrices to screen at the next due step, within the current allowance, with longer sides.
+    def ahead(self, job: DistributedJob, without: Collection[str]) -> list[str]:
+        """Return matrices that the ranks screen at the next due step, within the current allowance.
 
         Args:
-            job: the ranks of the job, which compute the norms together.
+            job: the ranks of the job.
             without: the matrices that are read at that step.
         """
         left = self._allowance - self._spent
-        chosen: dict[str, int] = {}
+        chosen: list[str] = []
         for name in self._priority.to_screen(without, in_part=True):
             if left < 0:
                 break
-            side = job.names.longer_side(name)
-            if side is not None and self._is_worth(name):
-                chosen[name] = side
+            if job.may_screen(name) and self._is_worth(name):
+                chosen.append(name)
                 left -= self._costs.get(name, self._mean)
         return chosen
 
@@ -102,20 +107,31 @@ class Screening:
 
     def _begin(self, name: str, step: int) -> None:
         """Begin to screen a matrix, if that is cheap enough compared with a reading."""
-        if not (self._is_worth(name) and self._drift.is_here(name)):
+        own = self._drift.whole(name)
+        if not (own and self._is_worth(name)):
             return
         with self._budget.measured() as cost:
-            beside = self._source.screen(name, step)
+            beside = self._source.screen(own, step)
         self._spent += cost.seconds
         if beside is not None:
-            self._note([name], step, beside, cost.seconds + beside)
+            self._names[own] = name
+            self._note([name], step, beside)
+            self._learn([name], cost.seconds + beside)
 
-    def _note(self, names: Collection[str], step: int, beside: float, cost: float) -> None:
-        """Record screenings that have begun, and charge their seconds on an accelerator; `cost` is that of each."""
-        self._budget.spend(beside)
-        self._spent += beside
+    def _note(self, names: Collection[str], step: int, beside: float) -> None:
+        """Record screenings that have begun, and charge their seconds on an accelerator."""
+        self._spend(beside)
         for name in names:
             self._priority.screened(name, step)
+
+    def _spend(self, seconds: float) -> None:
+        """Charge seconds that the hook has not taken."""
+        self._budget.spend(seconds)
+        self._spent += seconds
+
+    def _learn(self, names: Collection[str], cost: float) -> None:
+        """Record the seconds of each of these screenings."""
+        for name in names:
             self._costs[name] = min(cost, self._costs.get(name, math.inf))
 
     def as_of(self, step: int, latest: Mapping[str, LayerReport]) -> tuple[Screened, ...]:
@@ -138,7 +154,7 @@ class Screening:
 
     def _take(self, latest: Mapping[str, LayerReport]) -> None:
         """Collect the finished screenings, and pass the changes of λmax to the priority."""
-        for found in (*self._source.screened(), *(self._job.screened() if self._job is not None else ())):
+        for found in (*self._of_this_process(), *self._of_the_job()):
             layer = latest.get(found.name)
             if not math.isfinite(found.frobenius_norm):
                 self._priority.screened(found.name, found.step, math.inf)
@@ -148,6 +164,21 @@ class Screening:
                 now = replace(found, N=layer.N)
                 self._priority.screened(found.name, found.step, _change(layer, now), since=layer.step)
             self._found.setdefault(found.name, []).append(now)
+
+    def _of_this_process(self) -> Iterator[Screened]:
+        """Yield the norms that have arrived from this process's devices, under the names of the job."""
+        for found in self._source.screened():
+            yield replace(found, name=self._names.get(found.name, found.name))
+
+    def _of_the_job(self) -> Iterator[Screened]:
+        """Yield the norms that the ranks have sent; charge the time by which the slowest of them exceeds this one's."""
+        for screening in () if self._job is None else self._job.screened():
+            self._spend(screening.seconds - screening.own)
+            self._spent -= self._expected.get(screening.step, 0.0)
+            self._expected = {step: seconds for step, seconds in self._expected.items() if step > screening.step}
+            self._mean = screening.seconds / len(screening.names)
+            self._learn(screening.names, self._mean)
+            yield from screening.found
 
 
 def _change(layer: LayerReport, now: Screened) -> float:

@@ -22,7 +22,7 @@ from esdmon.runtime.ranks.coordination import Assignment, Coordinator, Plan, Rol
 from esdmon.runtime.ranks.fragment_exchange import FragmentExchange, Moved, PeerError
 from esdmon.runtime.ranks.holdings import Holder
 from esdmon.runtime.ranks.memory_limit import MemoryLimit
-from esdmon.runtime.ranks.norms import FragmentNorms
+from esdmon.runtime.ranks.norms import OwnNorms
 from esdmon.runtime.ranks.parts import Own, ShardedSource
 from esdmon.runtime.workers.executor import Executor
 from esdmon.runtime.workers.source import Answer, Ratio, Task, unknown
@@ -79,7 +79,7 @@ class Assignments:
         """What this rank has announced, and the copies that it serves."""
         self.memory_limit = MemoryLimit(limits.copied_bytes)
         """Limits the memory of parameters that this rank assembles."""
-        self.norms = FragmentNorms(source.parts, ranks)
+        self.norms = OwnNorms(source, ranks, executor.measured)
 
     def restart(self) -> None:
         """Start again from a checkpoint that all ranks load."""
@@ -145,13 +145,14 @@ class Assignments:
         return replace(assigned, tasks=tuple(tasks), moved=moved)
 
     def screen(self, step: int, plan: Plan) -> float:
-        """Begin to compute the norms of the planned matrices, of the fragments that this rank gives, after `follow`.
+        """Begin to compute the norms that a plan requests from this rank, after `follow`.
 
         Returns:
             The seconds that this is expected to take on an accelerator.
         """
-        own = {self.local(name): name for name, parameter in plan.screened if parameter in self._role.copies}
-        return self.norms.compute(step, own) if own else 0.0
+        parts = {self.local(name): name for name, where in plan.screened if where in self._role.copies}
+        whole = {self.local(name): name for name, where in plan.screened if where == self._ranks.rank}
+        return self.norms.compute(step, parts, whole) if parts or whole else 0.0
 
     def close(self, timeout: float) -> None:
         """Announce that this rank closes; wait until the others have fetched their copies, for some seconds at most."""

@@ -19,6 +19,7 @@ from esdmon.limits import Limits
 from esdmon.records.serialization import layer_from_plain, to_plain
 from esdmon.runtime.ranks.holdings import Holder, Table
 from esdmon.runtime.ranks.job_store import JobStore, Store
+from esdmon.runtime.ranks.rank_norms import RankNorms
 from esdmon.runtime.workers.source import Answer
 from esdmon.schedule.fragments import Fragment
 
@@ -48,9 +49,9 @@ class Plan:
     """Polls of the store for an extra plan until the next due step, as numbers of steps after the due step."""
     ending: int = 0
     """Number of blocks of steps in which readings end, before steps without readings are measured; 0 for no pause."""
-    screened: tuple[tuple[str, str], ...] = ()
-    """The sharded matrices, by their names in the job, of whose parts all ranks compute the norms; each with its
-    parameter."""
+    screened: tuple[tuple[str, str | int], ...] = ()
+    """The matrices, by their names in the job, whose norms are computed; each with the sharded parameter that it is a
+    part of, or the rank that computes them, which holds all of the matrix."""
 
     def to_json(self) -> str:
         """Return the plan as JSON."""
@@ -62,7 +63,7 @@ class Plan:
         """Return the plan that `to_json` was called on."""
         version, plain, polls, ending, screened = json.loads(text)
         assignments = tuple(Assignment(owner, tuple(names), tuple(behind)) for owner, names, behind in plain)
-        return cls(version, assignments, tuple(polls), ending, tuple((name, parameter) for name, parameter in screened))
+        return cls(version, assignments, tuple(polls), ending, tuple((name, where) for name, where in screened))
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,17 +284,17 @@ class Coordinator:
             seconds[rank] = sum(taken for _, taken in plain.values())
         return Answers(readings, failures, paces, seconds, tuple(missing))
 
-    def give_squares(self, step: int, squares: Mapping[str, float]) -> None:
-        """Send Σ wᵢⱼ² of this rank's parts of matrices at a due step, by matrix."""
-        self._store.put(self._key("squares", step, self.rank), json.dumps(squares))
+    def give_norms(self, step: int, norms: RankNorms) -> None:
+        """Send the norms that this rank has computed at a due step."""
+        self._store.put(self._key("norms", step, self.rank), norms.to_json())
 
-    def take_squares(self, step: int, ranks: Collection[int]) -> list[dict[str, float]] | None:
-        """On rank 0: return the squares that these ranks have sent for a due step; None until all have."""
-        keys = [self._key("squares", step, rank) for rank in ranks]
-        if not self._store.has(*keys):
+    def take_norms(self, step: int, ranks: Collection[int]) -> dict[int, RankNorms] | None:
+        """On rank 0: return the norms that these ranks have sent for a due step; None until all have."""
+        keys = {rank: self._key("norms", step, rank) for rank in ranks}
+        if not self._store.has(*keys.values()):
             return None
-        found = [json.loads(self._store.text(key)) for key in keys]
-        for key in keys:
+        found = {rank: RankNorms.from_json(self._store.text(key)) for rank, key in keys.items()}
+        for key in keys.values():
             self._store.delete(key)
         return found
 

@@ -7,25 +7,25 @@ from typing import TypeAlias, final
 
 from esdmon.isolation import Faults
 from esdmon.limits import Limits
-from esdmon.records import Coverage, LayerReport, Screened
+from esdmon.records import Coverage, LayerReport
 from esdmon.runtime.ranks.assignments import Assigned, Assignments
 from esdmon.runtime.ranks.coordination import Assignment, Coordinator, Plan
 from esdmon.runtime.ranks.holdings import Holdings
 from esdmon.runtime.ranks.membership import Membership
 from esdmon.runtime.ranks.names import JobNames
-from esdmon.runtime.ranks.norms import JobNorms
+from esdmon.runtime.ranks.norms import JobNorms, JobScreening
 from esdmon.runtime.ranks.rank_faults import RankFaults
 from esdmon.runtime.ranks.sharing import Capacities, Reads, Sharing
 from esdmon.runtime.workers.source import Answer, Task
 from esdmon.schedule.polls import between
 
-ToScreen: TypeAlias = Callable[[Collection[str]], Mapping[str, int]]
-"""Returns sharded matrices, with longer sides, to screen at a due step, given the matrices that are read there."""
+ToScreen: TypeAlias = Callable[[Collection[str]], Collection[str]]
+"""Returns matrices of the job to screen at a due step, given the matrices that are read there."""
 
 
-def nothing(_read: Collection[str]) -> Mapping[str, int]:
+def nothing(_read: Collection[str]) -> Collection[str]:
     """Return no matrix to screen."""
-    return {}
+    return ()
 
 
 @final
@@ -68,7 +68,7 @@ class DistributedJob:
         self._ending = 0
         self._norms = JobNorms(ranks)
         self._to_screen: tuple[Collection[str], Plan] | None = None
-        """The sharded matrices whose norms are computed at this due step, and its plan; None if there is none."""
+        """The matrices that the ranks screen at this due step, and its plan; None if there is none."""
         self._given: set[str] = set()
         """Parameters whose holders are in the job's store, for this version."""
         self._unreadable: set[str] = set()
@@ -107,20 +107,27 @@ class DistributedJob:
         return assigned
 
     def screen(self, step: int) -> tuple[Collection[str], float]:
-        """Begin to compute the norms of sharded matrices that were planned for this due step, after `begin`.
+        """Begin to compute the norms that were planned for this due step, after `begin`.
 
         Returns:
-            The matrices, and the seconds that the own fragments are expected to take on an accelerator.
+            The matrices, and the seconds that rank 0's parts are expected to take on an accelerator.
         """
         if self._to_screen is None:
             return (), 0.0
         names, plan = self._to_screen
         return names, self._own.screen(step, plan)
 
-    def screened(self) -> list[Screened]:
-        """Return the norms of sharded matrices that all ranks have sent since the last call."""
+    def screened(self) -> list[JobScreening]:
+        """Return the norms that all ranks have sent since the last call."""
         self._own.norms.send()
         return self._norms.take()
+
+    def may_screen(self, name: str) -> bool:
+        """Return whether the ranks can compute norms of a matrix that rank 0 does not hold completely."""
+        entry = self.holdings.matrices.get(name)
+        if entry is None or entry.reason or not entry.side:
+            return False
+        return bool(entry.parameters) or not self.names.whole(name)
 
     def update_holdings(self, *, is_due: bool = True) -> bool:
         """Update the holdings from new tables, and from paused and closed ranks; see `Membership.update`."""
@@ -153,7 +160,7 @@ class DistributedJob:
             ranks: how each reads.
             gap: number of steps between the last two due steps; 0 if not known.
             ending: number of blocks of steps in which readings end.
-            to_screen: returns further sharded matrices, whose norms are computed at that step.
+            to_screen: returns further matrices, whose norms are computed at that step.
         """
         self._ending = ending if self.membership.pauses else 0
         may_poll = self._escalates and self._has_elsewhere and not self.faults.is_asking_paused()

@@ -9,7 +9,7 @@ that count their layers from 0, or of experts. Each is read as `name@rank`, with
 import json
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any, Self, final
 
@@ -44,6 +44,8 @@ class Listed:
     """A hash of a few elements, if this rank holds all of the matrix."""
     size: int = 0
     """Number of parameters in the matrix; 0 for a part of a matrix that is also listed as a whole."""
+    side: int = 0
+    """The longer side; 0 if norms of the matrix, or of this rank's part of it, cannot be computed between readings."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +66,7 @@ class Table:
 
     def to_json(self) -> str:
         """Return the table as JSON."""
-        matrices = [[n, m.seconds, m.parameters, m.content, m.size] for n, m in self.matrices.items()]
+        matrices = [[n, m.seconds, m.parameters, m.content, m.size, m.side] for n, m in self.matrices.items()]
         parameters = [
             [n, p.shape, p.item, p.fragment and p.fragment.to_plain(), p.content, p.group]
             for n, p in self.parameters.items()
@@ -78,7 +80,7 @@ class Table:
         return cls(
             rank,
             address,
-            {name: Listed(seconds, tuple(behind), content, size) for name, seconds, behind, content, size in matrices},
+            {name: Listed(seconds, tuple(behind), *rest) for name, seconds, behind, *rest in matrices},
             {name: _part(*rest) for name, *rest in parameters},
             tuple((name, count, why) for name, count, why in skipped),
             *flags,
@@ -100,6 +102,8 @@ class Entry:
     """The ranks that can read or assemble the matrix."""
     size: int = 0
     """Number of parameters in the matrix."""
+    side: int = 0
+    """The longer side; 0 if norms of the matrix cannot be computed between readings."""
     reason: str = ""
     """Reason why no rank can read the matrix; empty if a rank can."""
 
@@ -167,8 +171,7 @@ def join(tables: Mapping[int, Table], paused: Collection[int] = (), left: Collec
             parts[names[rank].get(name, name)].append((rank, part))
         for name, matrix in table.matrices.items():
             behind = tuple(names[rank].get(each, each) for each in matrix.parameters)
-            whole = Listed(matrix.seconds, behind, matrix.content, matrix.size)
-            listed[names[rank].get(name, name)].append((rank, whole))
+            listed[names[rank].get(name, name)].append((rank, replace(matrix, parameters=behind)))
     holders, reasons = _choose_holders(parts, tables, away)
     matrices = {
         name: Entry(
@@ -176,6 +179,7 @@ def join(tables: Mapping[int, Table], paused: Collection[int] = (), left: Collec
             rows[0][1].parameters,
             tuple(rank for rank, _ in rows if rank not in away),
             rows[0][1].size,
+            min(matrix.side for _, matrix in rows),
             _why_not(rows, reasons, away, left),
         )
         for name, rows in ((name, listed[name]) for name in _merged(orders))

@@ -50,11 +50,10 @@ class JobNames:
         """Return whether rank 0 can read a matrix of the job alone, and knows it by this name."""
         return self._local.get(name, name) == name and self._parts.is_here(name)
 
-    def longer_side(self, name: str) -> int | None:
-        """Return the longer side of a matrix of the job that is a region of one sharded parameter, else None."""
-        entry = self._holdings.matrices.get(name)
-        is_there = entry is not None and len(entry.parameters) == 1 and not entry.reason
-        return self._parts.longer_side(self.local(name)) if is_there else None
+    def whole(self, name: str) -> str:
+        """Return rank 0's own name of a matrix of the job that it holds completely; empty for any other matrix."""
+        local = self._local.get(name, name)
+        return local if self._parts.is_here(local) else ""
 
     def renamed(self, layers: Mapping[str, LayerReport]) -> dict[str, LayerReport]:
         """Return readings of rank 0's matrices under their names in the job."""

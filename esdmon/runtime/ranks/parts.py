@@ -48,9 +48,6 @@ class Parts(Protocol):
     def mark(self, parameter: str) -> Callable[[], Moved]:
         """Return the function that returns how far this rank's fragment has moved since the last call; NaN at first."""
 
-    def longer_side(self, name: str) -> int | None:
-        """Return the longer side of a matrix that is a region of one sharded parameter, else None."""
-
     def squares(self, names: Iterable[str]) -> tuple[Squares, float]:
         """Compute Σ wᵢⱼ² of this rank's parts of some matrices, or queue that on their device.
 

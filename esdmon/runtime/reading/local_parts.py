@@ -70,9 +70,9 @@ class LocalParts:
         for name, matrix in self._model.matrices.items():
             size = 0 if matrix.detail else _size(matrix)
             if not matrix.shards or matrix.unreadable:
-                matrices[name] = Listed(nominal_seconds(matrix), (), _content(_sample(matrix)), size)
+                matrices[name] = Listed(nominal_seconds(matrix), (), _content(_sample(matrix)), size, _side(matrix))
                 continue
-            matrices[name] = Listed(nominal_seconds(matrix), matrix.parameter_names, "", size)
+            matrices[name] = Listed(nominal_seconds(matrix), matrix.parameter_names, "", size, _side(matrix))
             for parameter, pair in zip(matrix.parameter_names, matrix.shards, strict=True):
                 self._shards[parameter] = pair
                 parts[parameter] = _part(pair[1])
@@ -109,13 +109,6 @@ class LocalParts:
         if before is None:
             return lambda: Moved(math.nan, math.nan)
         return partial(_moved, before, now, local.numel())
-
-    def longer_side(self, name: str) -> int | None:
-        """Return the longer side of a matrix that is a region of one sharded parameter, else None."""
-        matrix = self._model.matrices.get(name)
-        if matrix is None or matrix.region is None or box_of(matrix.region, matrix.shards[0][1]) is None:
-            return None
-        return max(matrix.stack_shape()[1:])
 
     def squares(self, names: Iterable[str]) -> tuple[Squares, float]:
         """Compute Σ wᵢⱼ² of this rank's parts of some matrices, or queue that on their device."""
@@ -217,6 +210,14 @@ def _content(sample: Tensor) -> str:
 def _size(matrix: Matrix) -> int:
     with suppress(Exception):
         return n_parameters(matrix)
+    return 0
+
+
+def _side(matrix: Matrix) -> int:
+    """Return the longer side of a parameter, or of a region of one sharded parameter; 0 for any other matrix."""
+    is_region = matrix.region is not None and box_of(matrix.region, matrix.shards[0][1]) is not None
+    with suppress(Exception):
+        return max(matrix.stack_shape()[1:]) if is_region or matrix.is_plain else 0
     return 0
 
 

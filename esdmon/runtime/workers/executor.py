@@ -10,6 +10,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, Literal, TypeAlias, final, get_args
 
@@ -20,7 +21,7 @@ from esdmon.runtime.workers.at_exit import join_at_exit
 from esdmon.runtime.workers.processes import Processes
 from esdmon.runtime.workers.source import Answer, Ratio, Source, Task
 from esdmon.runtime.workers.threads import Threads
-from esdmon.schedule.budget import Budget
+from esdmon.schedule.budget import Budget, Cost
 from esdmon.schedule.workers import Workers
 
 Mode: TypeAlias = Literal["sync", "thread", "process", "device"]
@@ -113,6 +114,10 @@ class Executor:
             self._budget.lose(self._workers.step(is_busy=self._threads is not None and self._threads.running > 0))
         if self._threads is not None:
             self._threads.wake()
+
+    def measured(self) -> AbstractContextManager[Cost]:
+        """Measure the cost of a block, without charging it."""
+        return self._budget.measured()
 
     def has_room(self, name: str) -> bool:
         """Return whether a copy of this matrix may be queued; if the queue is empty, any copy may."""

@@ -15,6 +15,7 @@ from esdmon.runtime.ranks.fragment_exchange import FragmentExchange, Moved
 from esdmon.runtime.ranks.holdings import Holder
 from esdmon.runtime.ranks.parts import Own
 from esdmon.runtime.workers.source import Answer
+from esdmon.schedule.budget import Budget
 
 
 class Parts:
@@ -79,6 +80,7 @@ class Later:
     """An executor whose threads have other things to do."""
 
     clock = staticmethod(time.perf_counter)
+    measured = Budget(None).measured
 
     def __init__(self) -> None:
         self.jobs: list[Callable[[], Answer]] = []

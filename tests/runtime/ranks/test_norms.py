@@ -1,4 +1,4 @@
-"""‖W‖_F of sharded weights between their readings: each rank sends that of its part, and rank 0 joins them."""
+"""Norms between readings of matrices that rank 0 does not hold: of sharded ones, and of those of other ranks."""
 
 import json
 import math
@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import distributed
+from torch import distributed, linalg, nn
 
 import esdmon
 from esdmon.records import LayerReport, Screened
 from esdmon.runtime.pipeline import screening
 from esdmon.runtime.ranks.coordination import Coordinator, Plan
 from esdmon.runtime.ranks.holdings import Entry, Holder, Holdings
-from esdmon.runtime.ranks.norms import FragmentNorms, JobNorms
+from esdmon.runtime.ranks.norms import JobNorms, JobScreening, OwnNorms
 from esdmon.runtime.ranks.parts import Squares
 from esdmon.schedule import priority
 from esdmon.schedule.budget import Budget
@@ -49,16 +49,21 @@ SCREENED = {
 def rank_of_a_job(rank: int, folder: str) -> None:
     distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:  # little is read at a due step, and all else is screened
-        set_limits(patch, advance_seconds=0.0)
-        patch.setattr(screening, "SHARE", 1e9)
-        patch.setattr(screening, "WORTH", 0)
-        patch.setattr(priority, "RARE", 0)
-        patch.setattr(priority, "TOLERANCE", 0.0)
+    with pytest.MonkeyPatch.context() as patch:
+        screen_much(patch)
         result = {way: train(way) for way in SCREENED}
     Path(f"{folder}/result-{rank}.json").write_text(json.dumps(result))
     distributed.barrier()
     distributed.destroy_process_group()
+
+
+def screen_much(patch: pytest.MonkeyPatch) -> None:
+    """Let little be read at a due step, and all else be screened."""
+    set_limits(patch, advance_seconds=0.0)
+    patch.setattr(screening, "SHARE", 1e9)
+    patch.setattr(screening, "WORTH", 0)
+    patch.setattr(priority, "RARE", 0)
+    patch.setattr(priority, "TOLERANCE", 0.0)
 
 
 def train(way: str) -> dict[str, Any]:
@@ -112,46 +117,125 @@ def test_norms_of_sharded_weights_are_those_of_the_gathered_ones(tmp_path: Path)
     assert all(not result["found"] and not result["errors"] for result in second.values())
 
 
-class Parts:
-    """Fragments whose sums of squares arrive when they are given."""
+def stage_of_a_pipeline(rank: int, folder: str) -> None:
+    """Train one stage: layers of its own, and one that each stage has under the same name."""
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    torch.set_num_threads(1)
+    torch.manual_seed(rank)
+    first, second = nn.Linear(96, 64), nn.Linear(64, 64)
+    model = nn.ModuleDict({f"stage{rank}": first, "fc": second})
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    sink = MemorySink()
+    true: dict[tuple[str, int], list[float]] = {}
+    with pytest.MonkeyPatch.context() as patch:
+        screen_much(patch)
+        monitor = esdmon.watch(model, hook=False, every=1, budget=1e-9, sinks=sink)
+        for step in range(1, 2 * STEPS + 1):
+            second(first(torch.randn(8, 96))).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            monitor.step()
+            layers = {f"stage{rank}": first, f"fc@{rank}": second}
+            stages: list[Any] = [None, None]
+            own = {name: linalg.svdvals(layer.weight.detach()).tolist() for name, layer in layers.items()}
+            distributed.all_gather_object(stages, own)
+            true |= {(name, step): values for stage in stages for name, values in stage.items()}
+        monitor.close()
+    found = [each for report in sink.reports for each in report.screened if each.is_new]
+    result = {
+        "errors": [fault.message for fault in monitor.errors],
+        "found": [
+            [each.name, each.N, each.frobenius_norm, each.spectral_norm, each.residual, true[each.name, each.step]]
+            for each in found
+        ],
+    }
+    Path(f"{folder}/result-{rank}.json").write_text(json.dumps(result))
+    distributed.barrier()
+    distributed.destroy_process_group()
 
-    def __init__(self, **squares: float) -> None:
+
+def test_matrices_of_other_stages_are_screened_with_their_largest_singular_value(tmp_path: Path) -> None:
+    """Also where stages have equal names for different weights, of which rank 0 has one."""
+    first, second = results_of(stage_of_a_pipeline, tmp_path, ranks=2)
+    assert first["errors"] == second["errors"] == second["found"] == []
+    found = {name for name, *_ in first["found"]}  # no report has the norm of a matrix that is read at the next step
+    assert found <= {"stage0", "stage1", "fc@0", "fc@1"}
+    assert found & {"stage0", "fc@0"}
+    assert found & {"stage1", "fc@1"}
+    for name, n, norm, sigma, residual, sigmas in first["found"]:
+        assert n == (96 if name.startswith("stage") else 64)
+        assert norm == pytest.approx(math.hypot(*sigmas), rel=1e-5), name
+        assert 0.8 * max(sigmas) < sigma <= max(sigmas) * (1 + 1e-5), name
+        assert min(abs((each / sigma) ** 2 - 1) for each in sigmas) <= residual + 1e-5, name
+
+
+class Source:
+    """Fragments and whole matrices whose norms arrive when they are given."""
+
+    def __init__(self, clock: FakeClock, **squares: float) -> None:
+        self.clock = clock
         self.squares_of = squares
+        self.norms_of: dict[str, float] = {}
         self.has_arrived = True
+        self.begun: list[Screened] = []
+
+    @property
+    def parts(self) -> "Source":
+        return self
 
     def squares(self, names: Iterable[str]) -> tuple[Squares, float]:
         found = {name: self.squares_of[name] for name in names if name in self.squares_of}
         return lambda: found if self.has_arrived else None, 0.25
 
+    def screen(self, name: str, step: int) -> float | None:
+        self.clock.passes(2.0)
+        if name not in self.norms_of:
+            return None
+        self.begun.append(Screened(name, step, self.norms_of[name], 2.0, 0.01, N=40))
+        return 0.5
+
+    def screened(self) -> list[Screened]:
+        found, self.begun = (self.begun, []) if self.has_arrived else ([], self.begun)
+        return found
+
 
 class Job:
-    """Two ranks that hold halves of two matrices; rank 1 has other names for them."""
+    """Two ranks that hold halves of two matrices; rank 1 has other names for them, and U and T for itself."""
 
     def __init__(self) -> None:
-        store = CountingStore()
+        store, clock = CountingStore(), FakeClock()
+        budget = Budget(0.01, clock=clock.perf_counter, cpu_clock=lambda: 0.0)
         self.ranks = [Coordinator(store, rank, 2) for rank in range(2)]
-        self.parts = [Parts(V=9.0, W=1.0), Parts(own_V=7.0, own_W=3.0)]
-        self.own = [FragmentNorms(parts, ranks) for parts, ranks in zip(self.parts, self.ranks, strict=True)]  # type: ignore[arg-type]
+        self.sources = [Source(clock, V=9.0, W=1.0), Source(clock, own_V=7.0, own_W=3.0)]
+        self.sources[1].norms_of = {"own_U": 5.0, "own_T": 6.0}
+        pairs: Any = zip(self.sources, self.ranks, strict=True)
+        self.own = [OwnNorms(source, ranks, budget.measured) for source, ranks in pairs]
         self.norms = JobNorms(self.ranks[0])
         holders = tuple(Holder(rank, Fragment((rank, 0), (1, 2)), "") for rank in range(2))
-        entries = {name: Entry(1.0, (name.lower(),), (0, 1)) for name in "VW"}
+        entries = {name: Entry(1.0, (name.lower(),), (0, 1), side=side) for name, side in (("V", 20), ("W", 30))}
+        entries |= {name: Entry(1.0, (), (1,), side=40) for name in "TU"}
         self.holdings = Holdings(entries, {"v": holders, "w": holders})
 
-    def plan(self, step: int) -> None:
-        assert self.norms.plan({"V": 20, "W": 30}, self.holdings) == (("V", "v"), ("W", "w"))
-        assert set(self.norms.begin(step)) == {"V", "W"}
+    def plan(self, step: int, names: str = "VW") -> tuple[tuple[str, str | int], ...]:
+        planned = self.norms.plan(names, self.holdings)
+        assert set(self.norms.begin(step)) == set(names)
+        return planned
 
-    def compute(self, rank: int, step: int) -> float:
-        return self.own[rank].compute(step, {f"own_{name}" if rank else name: name for name in "VW"})
+    def compute(self, rank: int, step: int, whole: str = "") -> float:
+        parts = {f"own_{name}" if rank else name: name for name in "VW"}
+        return self.own[rank].compute(step, parts, {f"own_{name}": name for name in whole})
+
+    def take(self) -> list[Screened]:
+        return [each for screening in self.norms.take() for each in screening.found]
 
 
 def test_norms_are_known_when_all_ranks_have_sent_theirs() -> None:
     job = Job()
-    job.plan(5)
+    assert job.plan(5) == (("V", "v"), ("W", "w"))
     assert job.compute(0, 5) == 0.25
     assert job.norms.take() == []
     job.compute(1, 5)
-    found = job.norms.take()
+    found = job.take()
     assert [(each.name, each.step, each.frobenius_norm, each.N) for each in found] == [
         ("V", 5, 4.0, 20),
         ("W", 5, 2.0, 30),
@@ -161,18 +245,58 @@ def test_norms_are_known_when_all_ranks_have_sent_theirs() -> None:
     assert job.norms.begin(6) == {}
 
 
+def test_a_matrix_of_another_rank_is_screened_there() -> None:
+    """With its λmax, and under its name in the job; the job waits for the slowest rank."""
+    job = Job()
+    assert job.plan(5, "VWU") == (("V", "v"), ("W", "w"), ("U", 1))
+    job.compute(0, 5)
+    job.sources[1].has_arrived = False
+    assert job.compute(1, 5, "U") == 0.75  # on its accelerator
+    assert job.norms.take() == []
+    job.sources[1].has_arrived = True
+    job.own[1].send()
+    (screening,) = job.norms.take()
+    assert set(screening.names) == {"V", "W", "U"}
+    assert (screening.seconds, screening.own) == pytest.approx((2.75, 0.25), rel=1e-4)
+    found = {each.name: each for each in screening.found}
+    assert found["U"] == Screened("U", 5, 5.0, 2.0, 0.01, N=40)
+    assert (found["V"].frobenius_norm, found["W"].frobenius_norm) == (4.0, 2.0)
+
+
+def test_a_matrix_that_its_rank_cannot_screen_has_no_norms() -> None:
+    """As one on a device without float64; the others are not held up."""
+    job = Job()
+    del job.sources[1].norms_of["own_U"]
+    job.plan(5, "TU")
+    assert job.own[1].compute(5, {}, {"own_T": "T", "own_U": "U"}) == 0.75
+    (screening,) = job.norms.take()
+    assert set(screening.names) == {"T", "U"}
+    assert [each.name for each in screening.found] == ["T"]
+    assert (screening.seconds, screening.own) == pytest.approx((4.75, 0.0), rel=1e-4)
+
+
+def test_replicas_are_screened_by_different_ranks() -> None:
+    """Each matrix by the same rank each time."""
+    names = [f"blocks.{number}.fc" for number in range(64)]
+    holdings = Holdings({name: Entry(1.0, (), (1, 3), side=40) for name in names})
+    norms = JobNorms(Coordinator(CountingStore(), 0, 4))
+    first, second = (dict(norms.plan(names, holdings)) for _ in range(2))
+    assert first == second
+    assert min(list(first.values()).count(rank) for rank in (1, 3)) > 20
+
+
 def test_what_arrives_late_from_a_device_is_sent_later() -> None:
     """In the order of the steps, and with the step at which it was computed."""
     job = Job()
-    job.parts[1].has_arrived = False
+    job.sources[1].has_arrived = False
     for step in (5, 6):
         job.plan(step)
         job.compute(0, step)
         job.compute(1, step)
     assert job.norms.take() == []
-    job.parts[1].has_arrived = True
+    job.sources[1].has_arrived = True
     job.own[1].send()
-    assert [each.step for each in job.norms.take()] == [5, 5, 6, 6]
+    assert [each.step for each in job.take()] == [5, 5, 6, 6]
 
 
 def test_a_rank_that_does_not_send_is_waited_for_three_due_steps() -> None:
@@ -182,18 +306,18 @@ def test_a_rank_that_does_not_send_is_waited_for_three_due_steps() -> None:
         job.compute(0, step)
     for step in range(1, 5):
         job.compute(1, step)
-    assert [each.step for each in job.norms.take()] == [2, 2, 3, 3, 4, 4]
+    assert [each.step for each in job.take()] == [2, 2, 3, 3, 4, 4]
 
 
 @pytest.mark.parametrize(("square", "norm"), [(math.nan, math.nan), (math.inf, math.inf)])
 def test_a_part_that_is_not_finite_or_cannot_be_read(square: float, norm: float) -> None:
     """The norm of a weight is not finite where one of its parts is not; without one of its parts it has none."""
     job = Job()
-    job.parts[1].squares_of = {"own_V": square}
+    job.sources[1].squares_of = {"own_V": square}
     job.plan(5)
     job.compute(0, 5)
     job.compute(1, 5)
-    (found,) = job.norms.take()
+    (found,) = job.take()
     assert found.name == "V"
     assert found.frobenius_norm == pytest.approx(norm, nan_ok=True)
 
@@ -201,46 +325,50 @@ def test_a_part_that_is_not_finite_or_cannot_be_read(square: float, norm: float)
 def test_a_checkpoint_forgets_what_was_under_way() -> None:
     """The weights are others now."""
     job = Job()
-    job.parts[1].has_arrived = False
+    job.sources[1].has_arrived = False
     job.plan(5)
     job.compute(0, 5)
     job.compute(1, 5)
     for own in job.own:
         own.forget()
     job.norms.forget()
-    job.parts[1].has_arrived = True
+    job.sources[1].has_arrived = True
     job.own[1].send()
     assert job.norms.take() == []
 
 
 class DistributedJob:
-    """Ranks that hold the parts of some matrices; each norm takes so many seconds of the hook."""
+    """Ranks that hold the parts of some matrices; each norm takes so many seconds of the hook on the slowest rank."""
 
     def __init__(self, clock: FakeClock, seconds: float, *sharded: str) -> None:
         self.clock = clock
         self.seconds = seconds
+        self.own_share = 1.0
+        """Seconds of rank 0 as a share of those of the slowest rank."""
         self.sharded = sharded
-        self.names = self
         self.planned: Collection[str] = ()
-        self.found: list[Screened] = []
+        self.sent: list[JobScreening] = []
 
-    def longer_side(self, name: str) -> int | None:
-        return 20 if name in self.sharded else None
+    def may_screen(self, name: str) -> bool:
+        return name in self.sharded
 
-    def screen(self, _step: int) -> tuple[Collection[str], float]:
-        self.clock.passes(self.seconds * len(self.planned))
+    def screen(self, step: int) -> tuple[Collection[str], float]:
+        seconds = self.seconds * len(self.planned)
+        self.clock.passes(self.own_share * seconds)
+        if self.planned:
+            self.sent.append(JobScreening(step, self.planned, (), seconds, self.own_share * seconds))
         return self.planned, 0.0
 
-    def screened(self) -> list[Screened]:
-        found, self.found = self.found, []
+    def screened(self) -> list[JobScreening]:
+        found, self.sent = self.sent, []
         return found
 
 
 class Elsewhere:
     """Rank 0 holds nothing alone."""
 
-    def is_here(self, _name: str) -> bool:
-        return False
+    def whole(self, _name: str) -> str:
+        return ""
 
     def screened(self) -> list[Screened]:
         return []
@@ -253,7 +381,7 @@ class Watched:
         self, *names: str, seconds: float, seconds_of_a_norm: float, seconds_of_a_reading: float = 1.0
     ) -> None:
         clock = FakeClock()
-        budget = Budget(0.01, clock=clock.perf_counter, cpu_clock=lambda: 0.0)
+        self.budget = budget = Budget(0.01, clock=clock.perf_counter, cpu_clock=lambda: 0.0)
         budget.start()
         self.turns = ReadPriority(dict.fromkeys(names, seconds_of_a_reading))
         for name in names:
@@ -277,17 +405,26 @@ class Watched:
 
 
 def test_norms_take_a_part_of_the_budget() -> None:
-    """One is tried; then as many as a quarter of the budget allows, those first that were not known for longest."""
+    """One is tried until its cost is known; then as many as a quarter of the budget allows, the oldest first."""
     run = Watched("a", "b", "c", "d", seconds=1000, seconds_of_a_norm=1.0)
-    assert [run.due(step) for step in (20, 30, 40)] == [["a"], ["b", "c"], []]
+    assert [run.due(step) for step in (20, 30, 40, 50)] == [["a"], ["b"], ["c"], []]
     run = Watched("a", "b", "c", "d", seconds=1000, seconds_of_a_norm=0.05)
-    assert [run.due(step) for step in (20, 30)] == [["a"], ["b", "c", "d", "a"]]
+    assert [run.due(step) for step in (20, 30, 40)] == [["a"], ["b"], ["c", "d", "a", "b"]]
+
+
+@pytest.mark.parametrize("own_share", [0.0, 0.4, 1.0])
+def test_the_slowest_rank_counts(own_share: float) -> None:
+    """The others wait for it, so that its seconds are lost by all; they are known one due step later."""
+    run = Watched("a", "b", "c", "d", seconds=1000, seconds_of_a_norm=1.0)
+    run.job.own_share = own_share
+    assert [run.due(step) for step in (20, 30, 40, 50)] == [["a"], ["b"], ["c"], []]
+    assert run.budget.spent == pytest.approx(3 * (1 - own_share))  # the rest is charged with the monitor's hook
 
 
 def test_norms_of_other_matrices_and_of_small_ones_are_not_computed() -> None:
     run = Watched("a", "b", seconds=1000, seconds_of_a_norm=0.02, seconds_of_a_reading=0.1)
     run.job.sharded = ("b",)
-    assert [run.due(step) for step in (20, 30, 40)] == [["b"], [], []]
+    assert [run.due(step) for step in (20, 30, 40, 50)] == [["b"], ["b"], [], []]
 
 
 @pytest.mark.parametrize("norm", [5.0, math.nan])
@@ -297,13 +434,13 @@ def test_a_change_in_the_part_of_another_rank_brings_the_reading_forward(norm: f
     latest = {name: LayerReport(name, "ok", 10, measures={"frobenius_norm": 4.0}, N=20) for name in "VW"}
     run.turns.drifted("V", 30, 1e-2, trainable=True)
     assert run.turns.choose(30, 1.0) == ["V"]
-    run.job.found = [Screened("W", 30, norm, math.nan, math.nan, N=20)]
+    run.job.sent = [JobScreening(20, ["W"], (Screened("W", 30, norm, math.nan, math.nan, N=20),), 0.01, 0.01)]
     run.due(30, **latest)
     assert run.turns.choose(30, 1.0) == ["W"]
 
 
 def test_a_plan_says_whose_norms_are_computed() -> None:
-    plan = Plan(3, (), (50, 100), 2, (("V", "v"), ("W", "w")))
+    plan = Plan(3, (), (50, 100), 2, (("V", "v"), ("W", 1)))
     assert Plan.from_json(plan.to_json()) == plan
 
 
