@@ -8,9 +8,9 @@ import math
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, final
 
-DENSER = 10
+READINGS_PER_INTERVAL = 10
 """Number of extra readings between two scheduled steps. Our choice."""
-MOST = 2 * DENSER
+MAX_EXTRA = 2 * READINGS_PER_INTERVAL
 """Largest number of consecutive extra readings of a layer. After them it waits for a scheduled reading without a
 finding, so that an intermittent finding does not cause extra readings for ever. Our choice."""
 
@@ -42,7 +42,7 @@ class ExtraReadings:
 
         None while that is not known, and if the scheduled interval is shorter than ten steps.
         """
-        return None if self._gap is None or self._gap < DENSER else self._gap // DENSER
+        return None if self._gap is None or self._gap < READINGS_PER_INTERVAL else self._gap // READINGS_PER_INTERVAL
 
     def is_next(self, step: int) -> bool:
         """Return whether the next scheduled reading is expected at this step, or the next extra one is due."""
@@ -87,7 +87,7 @@ class ExtraReadings:
         names = tuple(self._counts)
         for name in names:
             self._counts[name] += 1
-            if self._counts[name] >= MOST:
+            if self._counts[name] >= MAX_EXTRA:
                 self._spent.add(name)
         self._counts = {name: count for name, count in self._counts.items() if name not in self._spent}
         return names

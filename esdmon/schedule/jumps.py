@@ -13,18 +13,18 @@ from esdmon.schedule.step_sample import StepSample
 
 FACTOR = 3.0
 """A value is a jump if it exceeds this factor times the largest recent value. Our choice."""
-_KEPT = 16  # values that a new one is compared with
+_WINDOW = 16  # values that a new one is compared with
 _KNOWN = 6  # smallest number of values before a jump can be detected
-_LEAST = 0.02  # relative change of a norm, or of the distance from the start, below which nothing is a jump
+_MIN_CHANGE = 0.02  # relative change of a norm, or of the distance from the start, below which nothing is a jump
 _REPLACED = 0.5  # ‖ΔW‖/‖W‖ from sample to sample, up to which a weight was not replaced
 
 
 @dataclass(slots=True)
 class _Recent:
-    ratios: deque[float] = field(default_factory=lambda: deque(maxlen=_KEPT))
-    changes: deque[float] = field(default_factory=lambda: deque(maxlen=_KEPT))
+    ratios: deque[float] = field(default_factory=lambda: deque(maxlen=_WINDOW))
+    changes: deque[float] = field(default_factory=lambda: deque(maxlen=_WINDOW))
     """|Δ ln ‖W‖| from sample to sample."""
-    shifts: deque[float] = field(default_factory=lambda: deque(maxlen=_KEPT))
+    shifts: deque[float] = field(default_factory=lambda: deque(maxlen=_WINDOW))
     norm: float = math.nan
     start_ratio: float = math.nan
 
@@ -35,7 +35,7 @@ class _Recent:
         if len(self.changes) < _KNOWN:
             return False
         has_stopped = ratio == 0 and min(self.ratios) > 0
-        has_changed = change > FACTOR * max(_LEAST, *self.changes)
+        has_changed = change > FACTOR * max(_MIN_CHANGE, *self.changes)
         return has_stopped or has_changed or ratio > FACTOR * max(self.ratios)
 
     def is_replaced(self, shift: float, start_ratio: float) -> bool:
@@ -43,7 +43,7 @@ class _Recent:
         if len(self.changes) < _KNOWN:
             return False
         usual = FACTOR * max(self.shifts, default=math.inf)
-        return shift > max(_REPLACED, usual) or self.start_ratio - start_ratio > max(_LEAST, usual)
+        return shift > max(_REPLACED, usual) or self.start_ratio - start_ratio > max(_MIN_CHANGE, usual)
 
 
 @final
@@ -83,9 +83,9 @@ class JumpDetector:
         """Parse `state_dict()`, and return the function that continues from it."""
         recent = {
             name: _Recent(
-                deque(ratios, _KEPT),
-                deque(changes, _KEPT),
-                deque(later[0] if later else (), _KEPT),
+                deque(ratios, _WINDOW),
+                deque(changes, _WINDOW),
+                deque(later[0] if later else (), _WINDOW),
                 float(norm),
                 float(later[1]) if len(later) > 1 else math.nan,
             )

@@ -8,9 +8,9 @@ in a large job.
 from collections.abc import Sequence
 from typing import final
 
-from esdmon.schedule.extra_readings import DENSER
+from esdmon.schedule.extra_readings import READINGS_PER_INTERVAL
 
-_AT_MOST = 4096
+_MAX_POLLS = 4096
 """Largest number of polls of all ranks together between two scheduled steps. A store answers about 100 000 per second,
 so this takes 40 ms. Our choice."""
 
@@ -25,9 +25,9 @@ def between(gap: int, ranks: int) -> tuple[int, ...]:
     >>> between(5, 8)
     ()
     """
-    if gap < DENSER:
+    if gap < READINGS_PER_INTERVAL:
         return ()
-    spacing = -(-gap // max(2, min(DENSER, _AT_MOST // ranks)))
+    spacing = -(-gap // max(2, min(READINGS_PER_INTERVAL, _MAX_POLLS // ranks)))
     return tuple(range(spacing, gap, spacing))
 
 

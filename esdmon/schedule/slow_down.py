@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from typing import final
 
 _NEAR = 3  # blocks on each side that are compared; this and the following constants are our choice
-_KEPT = 20  # comparisons
+_MAX_COMPARISONS = 20  # comparisons
 _FEWEST = 3  # comparisons before anything is concluded
-_LEAST = 0.1  # smallest share of a block's time with reading threads, for a block with readings
+_MIN_READING_SHARE = 0.1  # smallest share of a block's time with reading threads, for a block with readings
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class Comparison:
     """The times of blocks of steps, in their order, and the comparisons of blocks with and without readings."""
 
     def __init__(self) -> None:
-        self._found: deque[_Compared] = deque(maxlen=_KEPT)
+        self._found: deque[_Compared] = deque(maxlen=_MAX_COMPARISONS)
         self.forget()
 
     def forget(self) -> None:
@@ -86,7 +86,7 @@ class Comparison:
                 self._still.append(block)
             if len(self._still) > 2 * _NEAR:  # only those at both ends are compared
                 del self._still[_NEAR]
-        elif reading >= _LEAST:
+        elif reading >= _MIN_READING_SHARE:
             if not self._still:
                 self._before.append(block)
                 return
@@ -112,12 +112,12 @@ class Comparison:
         if len(found) >= 2 * _FEWEST:
             (low, high), (lower, higher) = (_interval(part, _UNLIKELY) for part in (found[:-_FEWEST], found[-_FEWEST:]))
             if lower > high or higher < low:
-                self._found = deque(found[-_FEWEST:], maxlen=_KEPT)
+                self._found = deque(found[-_FEWEST:], maxlen=_MAX_COMPARISONS)
 
 
 @dataclass(frozen=True, slots=True)
 class _Quantiles:
-    """Quantiles for one probability: of the normal law, and of Student's law for 2, 3, … `_KEPT` values."""
+    """Quantiles for one probability: of the normal law, and of Student's law for 2, 3, … `_MAX_COMPARISONS` values."""
 
     normal: float
     student: tuple[float, ...]

@@ -13,10 +13,10 @@ from esdmon.spectrum.separable import SeparableLaw, edge_weights, separable_laws
 Laws = Callable[[Profile], tuple[NoiseLaw, ...]]
 """Computes the law of noise of each slice of a profile."""
 
-_KEPT = 3  # profiles: a fit computes the laws of up to three
+_MAX_PROFILES = 3  # profiles: a fit computes the laws of up to three
 _TINY = 1e-300  # a scale may underflow
 _NEAR = 0.1  # largest change of λ⁺, in units of the Tracy-Widom scale; our choice
-_MOST = 10.0  # largest relative change of a single scale, as a multiple of that of λ⁺; our choice
+_MAX_SINGLE_CHANGE = 10.0  # largest relative change of a single scale, as a multiple of that of λ⁺; our choice
 _SHIFT = 1.2  # largest M times mean relative change of scales; KS·M, 6 for a clean bulk, changes by half as much
 
 
@@ -40,7 +40,10 @@ class _Known(NamedTuple):
 
     def _is_little(self, moved: Floats, then: Floats) -> bool:
         size, most = np.abs(moved), max(self.tolerance, _SHIFT / self.profile.columns.shape[1])
-        return bool(np.all(size.mean(axis=1) <= most) and np.all(size * np.minimum(then, 1) <= _MOST * self.tolerance))
+        return bool(
+            np.all(size.mean(axis=1) <= most)
+            and np.all(size * np.minimum(then, 1) <= _MAX_SINGLE_CHANGE * self.tolerance)
+        )
 
 
 class RecentLaws:
@@ -60,5 +63,5 @@ class RecentLaws:
                 return known.laws
         laws = separable_laws(profile)
         tolerance = _NEAR * min(law.scale / law.edge for law in laws)
-        self._known = [_Known(profile, laws, tolerance), *self._known][:_KEPT]
+        self._known = [_Known(profile, laws, tolerance), *self._known][:_MAX_PROFILES]
         return laws

@@ -24,7 +24,7 @@ from esdmon.spectrum.arrays import Floats
 # this value mean magnitudes are used to test whether rows and columns differ at all. Our choice.
 HEAVY_KURTOSIS = 9.0
 _KURTOSIS = (1.5, HEAVY_KURTOSIS)
-_LEAST = 0.05  # share of the variance above which scales differ at all; our choice
+_MIN_SHARE = 0.05  # share of the variance above which scales differ at all; our choice
 _CERTAIN = 4.0  # standard deviations of the scatter beyond which a single scale is not contracted; our choice
 _OUTLIER = 3.5  # median absolute deviations, rescaled to a standard deviation; our choice
 _DIFFERENT = 0.1  # relative difference of spreads; our choice
@@ -125,7 +125,7 @@ def _contracted(deviation: Floats, scatter: Floats, *, clipped: bool) -> Floats:
         deviation = np.clip(deviation, -reach, reach)
     variance = deviation.var(axis=1)
     left = np.clip(1 - scatter / np.maximum(variance, 1e-300), 0, 1)
-    left = np.where(left < _LEAST, 0.0, left)[:, None]
+    left = np.where(left < _MIN_SHARE, 0.0, left)[:, None]
     # A deviation far beyond the scatter is real, even if the others hardly differ.
     alone = 1 - _CERTAIN**2 * scatter[:, None] / np.maximum(deviation**2, 1e-300)
     scales: Floats = np.exp(np.sqrt(np.maximum(left, alone)) * deviation)

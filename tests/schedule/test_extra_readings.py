@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from esdmon.schedule.extra_readings import DENSER, MOST, ExtraReadings
+from esdmon.schedule.extra_readings import MAX_EXTRA, READINGS_PER_INTERVAL, ExtraReadings
 from esdmon.schedule.jumps import JumpDetector
 from esdmon.schedule.step_sample import StepSample
 
@@ -35,7 +35,7 @@ def test_a_jump_is_read_at_once_and_then_more_often() -> None:
 
 
 def test_where_steps_are_scheduled_densely_nothing_is_added() -> None:
-    for extra in (ExtraReadings(), scheduled(DENSER - 1)):
+    for extra in (ExtraReadings(), scheduled(READINGS_PER_INTERVAL - 1)):
         extra.request({"fc1"}, 20)
         assert extra.interval is None
         assert not any(extra.due(step) for step in range(20, 200))
@@ -48,7 +48,7 @@ def test_a_finding_that_comes_and_goes_does_not_keep_the_denser_cadence() -> Non
     for step in range(401, 3000):
         due += bool(extra.due(step))
         extra.request({"fc1"}, step) if extra.is_next(step) else None
-    assert due == MOST
+    assert due == MAX_EXTRA
     extra.release(["fc1"])
     extra.bring_forward(["fc1"], 3000)
     assert extra.due(3000) == ("fc1",)

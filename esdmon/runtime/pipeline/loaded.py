@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 from esdmon.records import LayerReport
 from esdmon.records.text import count, named
 
-_LEAST = 0.5
+_MIN_MATCHING_SHARE = 0.5
 """Share of layers below which a state is taken to be another model's: of the layers that the state has readings of, or
 of those that are read now, if these are fewer. Other `layers=` and an added adapter leave it at 1. Our choice."""
 
@@ -26,7 +26,7 @@ def check_loaded(saved: Mapping[str, LayerReport], names: Collection[str], n_ele
     if len(matching) == comparable:
         return
     others = named(name for name in saved if name not in matching)
-    if len(matching) >= _LEAST * comparable:
+    if len(matching) >= _MIN_MATCHING_SHARE * comparable:
         _log.info(
             "esdmon: %d of %s in the loaded state match this model by name and shape; not %s. Layers of other "
             "names begin at this step, and alerts of those that are gone end.",

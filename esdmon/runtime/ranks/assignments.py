@@ -30,7 +30,7 @@ from esdmon.schedule.polls import Polls
 from esdmon.schedule.step_sample import StepSample
 from esdmon.schedule.workers import steps_paused
 
-_KEPT = 3  # due steps whose copies are kept, this one included: readings may be as far behind
+_KEPT_STEPS = 3  # due steps whose copies are kept, this one included: readings may be as far behind
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +183,7 @@ class Assignments:
         """Discard copies of two due steps ago that no rank fetches any more, and no thread may still wait for."""
         now = time.monotonic()
         self._begun.append((step, now))
-        while len(self._begun) > _KEPT and self._begun[1][0] <= step - steps_paused(self._ending):
+        while len(self._begun) > _KEPT_STEPS and self._begun[1][0] <= step - steps_paused(self._ending):
             self._begun.popleft()
         exchange.expire(min(self._begun[0][1], now - 2 * exchange.patience))
 

@@ -23,7 +23,7 @@ from esdmon.runtime.ranks.rank_norms import RankNorms
 from esdmon.runtime.workers.source import Answer
 from esdmon.schedule.fragments import Fragment
 
-_KEPT = 8  # due steps whose plan stays in the store, and versions of the holders: ranks may be behind
+_KEPT_PLANS = 8  # due steps whose plan stays in the store, and versions of the holders: ranks may be behind
 _ROLES = 3  # roles of a rank that stay in the store, since its plan may be of an earlier version
 _POLL = 0.02  # seconds between two polls for the problems of other ranks
 
@@ -206,7 +206,7 @@ class Coordinator:
         """On rank 0: send which ranks serve the fragments of a parameter; delete the entry of eight versions before."""
         plain = [[holder.rank, holder.fragment.to_plain(), holder.address] for holder in holders]
         self._store.put(f"holders/{version}/{parameter}", json.dumps(plain))
-        before = f"holders/{version - _KEPT}/{parameter}"
+        before = f"holders/{version - _KEPT_PLANS}/{parameter}"
         if self._store.has(before):
             self._store.delete(before)
 
@@ -306,7 +306,7 @@ class Coordinator:
         """Store a plan, and remove the oldest of its kind."""
         self._store.put(key, plan.to_json())
         said.append(key)
-        if len(said) > _KEPT:
+        if len(said) > _KEPT_PLANS:
             self._store.delete(said.popleft())
 
     def _key(self, *parts: str | int) -> str:

@@ -19,7 +19,7 @@ from esdmon.runtime.ranks.parts import ShardedSource, Squares
 from esdmon.runtime.ranks.rank_norms import RankNorms
 from esdmon.schedule.budget import Cost
 
-_KEPT = 3  # due steps whose norms are waited for; our choice
+_AWAITED_STEPS = 3  # due steps whose norms are waited for; our choice
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class OwnNorms:
         self._source = source
         self._ranks = ranks
         self._measured = measured
-        self._arriving: deque[_Arriving] = deque(maxlen=_KEPT)
+        self._arriving: deque[_Arriving] = deque(maxlen=_AWAITED_STEPS)
 
     def compute(self, step: int, parts: Mapping[str, str], whole: Mapping[str, str]) -> float:
         """Begin to compute the norms of matrices at a due step.
@@ -158,7 +158,7 @@ class JobNorms:
         planned, self._planned = self._planned, {}
         if planned:
             self._expected.append((step, planned))
-        while len(self._expected) > _KEPT:
+        while len(self._expected) > _AWAITED_STEPS:
             self._expected.popleft()
         return planned
 

@@ -7,7 +7,7 @@ from typing import final
 from esdmon.records import Coverage
 from esdmon.records.text import named
 
-_MOST = 5
+_MAX_WARNINGS = 5
 """Changes of each kind that are logged at level INFO or above; later ones at DEBUG. Our choice: some loops change
 `requires_grad` at each step, as those of GANs do."""
 
@@ -53,4 +53,4 @@ class ChangeLog:
 
 
 def _level(logged: int, level: int) -> int:
-    return logging.DEBUG if logged >= _MOST else level
+    return logging.DEBUG if logged >= _MAX_WARNINGS else level

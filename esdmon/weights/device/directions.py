@@ -12,7 +12,7 @@ from esdmon.spectrum.arrays import Floats
 from esdmon.spectrum.shuttleworth2024 import COUNT
 from esdmon.weights.matrix import Matrix
 
-_LEAST = 1e-10  # of λmax: below, a Gram matrix in float64 gives no direction
+_MIN_RELATIVE = 1e-10  # of λmax: below, a Gram matrix in float64 gives no direction
 
 
 def directions_of(matrix: Matrix, weight: Tensor) -> tuple[Floats, Floats | None]:
@@ -47,14 +47,14 @@ def _strongest(stack: Tensor) -> Tensor:
     if not is_wide:
         strongest = stack @ strongest
         strongest = strongest / torch.linalg.vector_norm(strongest, dim=1, keepdim=True).clamp(min=1e-300)
-    return strongest * (lam > _LEAST * lam[:, :1])[:, None, :COUNT]
+    return strongest * (lam > _MIN_RELATIVE * lam[:, :1])[:, None, :COUNT]
 
 
 def _cosines(directions: Tensor, reference: Tensor) -> Tensor:
     """Return |cos| with all left singular vectors of the reference, (slices, count, min(rows, columns))."""
     is_wide = reference.shape[1] <= reference.shape[2]
     lam, vectors = _decompose(reference if is_wide else reference.mT)
-    is_known = lam > _LEAST * lam[:, :1]
+    is_known = lam > _MIN_RELATIVE * lam[:, :1]
     products = directions.mT @ (vectors if is_wide else reference @ vectors)
     if not is_wide:
         products = products / lam.sqrt().where(is_known, 1.0)[:, None]
