@@ -68,7 +68,8 @@ class OwnNorms:
         """
         with self._measured() as cost:
             squares, beside = self._source.parts.squares(parts)
-            expected = {own: self._source.screen(own, step) for own in whole}
+            here = filter(self._source.parts.has, whole)  # the model may have changed since the plan
+            expected = {own: self._source.screen(own, step) for own in here}
         begun = {own: whole[own] for own, seconds in expected.items() if seconds is not None}
         beside += sum(seconds for seconds in expected.values() if seconds is not None)
         self._arriving.append(_Arriving(step, parts, squares, begun, cost.seconds + beside))

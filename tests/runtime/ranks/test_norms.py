@@ -187,7 +187,11 @@ class Source:
         found = {name: self.squares_of[name] for name in names if name in self.squares_of}
         return lambda: found if self.has_arrived else None, 0.25
 
+    def has(self, name: str) -> bool:
+        return name != "own_gone"
+
     def screen(self, name: str, step: int) -> float | None:
+        assert self.has(name)
         self.clock.passes(2.0)
         if name not in self.norms_of:
             return None
@@ -264,11 +268,11 @@ def test_a_matrix_of_another_rank_is_screened_there() -> None:
 
 
 def test_a_matrix_that_its_rank_cannot_screen_has_no_norms() -> None:
-    """As one on a device without float64; the others are not held up."""
+    """As one on a device without float64, or one that is not in the model any more; the others are not held up."""
     job = Job()
     del job.sources[1].norms_of["own_U"]
     job.plan(5, "TU")
-    assert job.own[1].compute(5, {}, {"own_T": "T", "own_U": "U"}) == 0.75
+    assert job.own[1].compute(5, {}, {"own_T": "T", "own_U": "U", "own_gone": "gone"}) == 0.75
     (screening,) = job.norms.take()
     assert set(screening.names) == {"T", "U"}
     assert [each.name for each in screening.found] == ["T"]
