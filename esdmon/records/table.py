@@ -62,11 +62,18 @@ def natural_key(name: str) -> tuple[int | str, ...]:
 
 
 def without_common_prefix(names: Sequence[str]) -> Sequence[str]:
-    """Return long names without their common leading parts, so that the parts that differ stay visible."""
+    """Return long names without their common leading parts, so that the parts that differ stay visible.
+
+    Parts from a number on are kept, since it says which block a layer belongs to: a report may have layers of one block.
+
+    >>> without_common_prefix(["transformer.h.5.attn.c_attn", "transformer.h.5.attn.c_proj"])
+    ['…5.attn.c_attn', '…5.attn.c_proj']
+    """
     if len(names) < 2 or max(map(len, names)) <= _LONG_NAME:
         return names
     parts = [name.split(".")[:-1] for name in names]
-    start = sum(len(part) + 1 for part in _shared(parts))
+    common = itertools.takewhile(lambda part: not part.isdecimal(), _shared(parts))
+    start = sum(len(part) + 1 for part in common)
     return ["…" + name[start:] for name in names] if start else names
 
 
