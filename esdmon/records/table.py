@@ -64,7 +64,7 @@ def natural_key(name: str) -> tuple[int | str, ...]:
 def without_common_prefix(names: Sequence[str]) -> Sequence[str]:
     """Return long names without their common leading parts, so that the parts that differ stay visible.
 
-    Parts from a number on are kept, since it says which block a layer belongs to: a report may have layers of one block.
+    Parts from a number on are kept, since it is that of the block: a report may have layers of one block only.
 
     >>> without_common_prefix(["transformer.h.5.attn.c_attn", "transformer.h.5.attn.c_proj"])
     ['…5.attn.c_attn', '…5.attn.c_proj']
