@@ -153,7 +153,8 @@ def _is_of_scales(spectrum: Spectrum) -> bool:
 
 def _explain(phase: Phase, e: Evidence, spectrum: Spectrum, bulk: Bulk, limits: PhaseThresholds) -> str:
     noise = "that of noise with the same row and column scales" if bulk.is_scaled else "that of noise"
-    is_near = phase in (Phase.BULK_SPIKES, Phase.BLEEDING_OUT) and e.ks > clean_ks_limit(e, limits)
+    nearly = (Phase.RANDOM_LIKE, Phase.BLEEDING_OUT, Phase.BULK_SPIKES)
+    is_near = phase in nearly and e.ks > clean_ks_limit(e, limits)
     clean = f"nearly {noise} (KS {e.ks / e.m:.3f})" if is_near else f"{noise} (KS·M {e.ks:.1f})"
     tail = f"alpha {e.alpha:.2f} on {spectrum.power_law.n_tail} eigenvalues"
     if phase is Phase.RANDOM_LIKE:

@@ -227,6 +227,21 @@ def test_noise_whose_rows_differ_by_factors_of_five_is_random_like(shape: tuple[
         assert not reading.alpha_is_meaningful
 
 
+@pytest.mark.parametrize("kind", ["rows of 1.3 dex", "5 % of the elements", "blocks of 4 scales"])
+def test_noise_whose_law_is_known_up_to_what_no_picture_shows_is_random_like(kind: str) -> None:
+    """At 512 × 512, with a KS distance of .01 to .05 from the law of the measured scales: KS·M is above 6."""
+    rng = np.random.default_rng(0)
+    noise, rows, chances = rng.standard_normal((512, 512)), rng.standard_normal((512, 1)), rng.random((512, 512))
+    made = {
+        "rows of 1.3 dex": noise * 10 ** (1.3 * rows),
+        "5 % of the elements": noise * (chances < 0.05),
+        "blocks of 4 scales": noise * np.kron(10 ** (0.2 * rng.standard_normal((2, 2))), np.ones((256, 256))),
+    }
+    reading = classify(read(made[kind]))
+    assert reading.phase is Phase.RANDOM_LIKE
+    assert "the bulk is nearly that of noise" in reading.explanation
+
+
 def test_noise_of_very_unequal_rows_has_no_heavy_tail() -> None:
     """At 1.3 dex."""
     for seed in range(6):
