@@ -62,6 +62,7 @@ RECORD_KEYS = (
     "unchanged",
     "dead_rows",
     "dead_columns",
+    "dead_slices",
     "phase",
     "phase_code",
     "phase_confidence",
@@ -147,6 +148,8 @@ class LayerReport:
     layer are its outputs."""
     dead_columns: int = 0
     """Number of columns that were left out for the same reason."""
+    dead_slices: int = 0
+    """Number of slices that were left out for the same reason, such as the kernel positions under a mask."""
     phase: Phase = Phase.UNCLASSIFIED
     """Phase of training after Martin and Mahoney; `phase_code` is its number, 0 to 5, and -1 for unclassified."""
     phase_confidence: float = 0.0

@@ -146,6 +146,33 @@ def test_a_layer_with_most_outputs_dead_has_no_phase() -> None:
     assert classify(dead_rows(rng, 512, 256)).phase is Phase.RANDOM_LIKE
 
 
+def test_kernel_positions_under_a_mask_are_left_out() -> None:
+    """As in a PixelCNN: those below and to the right of the middle are zero."""
+    rng = np.random.default_rng(8)
+    stack = rng.standard_normal((25, 96, 64))
+    stack[12:] = 0
+    spectrum = read_stack(torch.from_numpy(stack))
+    assert (spectrum.slices, spectrum.rank) == (12, 12 * 64)
+    reading = classify(spectrum)
+    assert reading.phase is Phase.RANDOM_LIKE
+    assert reading.explanation.endswith("13 of 25 slices are dead and left out.")
+    assert spectrum.elements is not None
+    assert spectrum.elements.variance == pytest.approx(1, abs=0.02)
+
+
+def test_a_kernel_that_begins_as_a_delta_has_not_collapsed() -> None:
+    kernel = torch.nn.init.dirac_(torch.empty(64, 64, 3, 3))
+    reading = classify(read_stack(kernel.permute(2, 3, 0, 1).flatten(0, 1)))
+    assert reading.phase is Phase.UNCLASSIFIED
+    assert "orthogonal or rescaled weights look like this" in reading.explanation
+
+
+def test_kernel_positions_of_which_most_have_decayed_have_collapsed() -> None:
+    stack = np.random.default_rng(9).standard_normal((9, 96, 64))
+    stack[:5] *= 1e-12
+    assert classify(read_stack(torch.from_numpy(stack))).phase is Phase.RANK_COLLAPSE
+
+
 def test_a_layer_of_which_most_has_decayed_has_collapsed() -> None:
     rng = np.random.default_rng(7)
     matrix = rng.standard_normal((2048, 256))
