@@ -160,7 +160,7 @@ class LayerReport:
     """True if alpha describes a power-law tail; False if it describes the edge of noise."""
     over_regularized: bool = False
     """True if alpha is meaningful, alpha_high + 2·alpha_stderr < 2, and the tail has left the bulk: see
-    `esdmon.spectrum.phases.has_left_bulk`. Always False for a matrix that is not a weight, such as a difference."""
+    `esdmon.spectrum.PhaseReading`. Always False for a matrix that is not a weight, such as a difference."""
     measures: Mapping[str, float] = field(default_factory=dict)
     """Values of the measures by name; NaN where undefined. Units and formulas: `esdmon.spectrum.measures`."""
     nulls: Mapping[str, float] = field(default_factory=dict)

@@ -20,6 +20,8 @@ from typing import NamedTuple
 from esdmon.calls import explain_wrong_calls
 from esdmon.spectrum.bulk import CLEAN_KS, MAX_BULK_KS, MAX_SPIKE_SHARE, largest_bulk_ks
 
+CRITICAL = 2.0
+"""Alpha of the critical tail (SETOL)."""
 _LONG_SOFT_RANK, _LONG_SHARE = 0.05, 0.05  # see `has_left_bulk`
 
 
@@ -139,7 +141,8 @@ class PhaseReading:
     """True if alpha describes a tail rather than the edge of noise."""
     over_regularized: bool = False
     """True if alpha is meaningful, alpha_high + 2·alpha_stderr < 2, heavier than the critical tail (SETOL), and the
-    tail has left the bulk (`has_left_bulk`) and is not one of large elements in random order."""
+    tail has left the bulk (`has_left_bulk`), is not one of large elements in random order, and is heavier than that
+    beyond the edge of the bulk too."""
 
 
 class Evidence(NamedTuple):
