@@ -135,17 +135,17 @@ def _narrowest(cells: Mapping[Column, Sequence[str]]) -> int:
 
 
 def dead_notes(layers: Sequence[LayerReport]) -> list[str]:
-    """Return lines on layers whose N × M is without dead rows and columns, for W or for W − W₀."""
+    """Return lines on layers whose N × M is without dead rows, columns and slices, for W or for W − W₀."""
     what = "unchanged" if any(layer.view == "difference" for layer in layers) else "dead"
     return grouped(
         (f"N × M is without {_counted(layer, what)}", layer.name)
         for layer in layers
-        if layer.dead_rows or layer.dead_columns
+        if layer.dead_rows or layer.dead_columns or layer.dead_slices
     )
 
 
 def _counted(layer: LayerReport, what: str) -> str:
-    counts = ((layer.dead_rows, "row"), (layer.dead_columns, "column"))
+    counts = ((layer.dead_rows, "row"), (layer.dead_columns, "column"), (layer.dead_slices, "slice"))
     return " and ".join(count(number, f"{what} {noun}") for number, noun in counts if number)
 
 

@@ -62,6 +62,7 @@ RECORD_KEYS = (
     "unchanged",
     "dead_rows",
     "dead_columns",
+    "dead_slices",
     "phase",
     "phase_code",
     "phase_confidence",
@@ -147,6 +148,8 @@ class LayerReport:
     layer are its outputs."""
     dead_columns: int = 0
     """Number of columns that were left out for the same reason."""
+    dead_slices: int = 0
+    """Number of slices that were left out for the same reason, such as the kernel positions under a mask."""
     phase: Phase = Phase.UNCLASSIFIED
     """Phase of training after Martin and Mahoney; `phase_code` is its number, 0 to 5, and -1 for unclassified."""
     phase_confidence: float = 0.0
@@ -157,7 +160,7 @@ class LayerReport:
     """True if alpha describes a power-law tail; False if it describes the edge of noise."""
     over_regularized: bool = False
     """True if alpha is meaningful, alpha_high + 2·alpha_stderr < 2, and the tail has left the bulk: see
-    `esdmon.spectrum.phases.has_left_bulk`. Always False for a matrix that is not a weight, such as a difference."""
+    `esdmon.spectrum.PhaseReading`. Always False for a matrix that is not a weight, such as a difference."""
     measures: Mapping[str, float] = field(default_factory=dict)
     """Values of the measures by name; NaN where undefined. Units and formulas: `esdmon.spectrum.measures`."""
     nulls: Mapping[str, float] = field(default_factory=dict)

@@ -2,10 +2,13 @@
 
 import math
 
+import numpy as np
+
 from esdmon.calls import explain_wrong_calls
 from esdmon.spectrum.bulk import Bulk, spike_reach
 from esdmon.spectrum.confidence import dead_shares, is_collapsed, to_other_phase, to_other_rank
 from esdmon.spectrum.phases import (
+    CRITICAL,
     Evidence,
     Phase,
     PhaseReading,
@@ -141,7 +144,18 @@ def _is_over_regularized(spectrum: Spectrum, bulk: Bulk, phase: Phase) -> bool:
     if spectrum.scales_of_rest is not None and phase is Phase.BULK_SPIKES and fit.xmin < bulk.edge:
         return False  # a few spikes, and the end of noise of unequal scales, which is the other part of this tail
     has_left = has_left_bulk(phase, xmin=fit.xmin, edge=bulk.edge, soft_rank=bulk.soft_rank, share=bulk.spike_share)
-    return has_left and fit.alpha_high + 2 * fit.alpha_stderr < 2
+    return has_left and fit.alpha_high + 2 * fit.alpha_stderr < CRITICAL and not _is_lighter_beyond(spectrum, bulk)
+
+
+def _is_lighter_beyond(spectrum: Spectrum, bulk: Bulk) -> bool:
+    """Return whether a tail that begins within the bulk is lighter than the critical one beyond its edge.
+
+    Noise makes the part below the edge. Beyond it alpha is Hill's, 1 + n/Σ ln(λ/λ⁺), since the edge is known.
+    """
+    if not bulk.is_found or spectrum.power_law.xmin >= bulk.edge:
+        return False
+    beyond = spectrum.eigenvalues[spectrum.eigenvalues > bulk.edge] / bulk.edge
+    return 1 + beyond.size / float(np.log(beyond).sum()) >= CRITICAL
 
 
 def _is_of_scales(spectrum: Spectrum) -> bool:
@@ -153,7 +167,8 @@ def _is_of_scales(spectrum: Spectrum) -> bool:
 
 def _explain(phase: Phase, e: Evidence, spectrum: Spectrum, bulk: Bulk, limits: PhaseThresholds) -> str:
     noise = "that of noise with the same row and column scales" if bulk.is_scaled else "that of noise"
-    is_near = phase in (Phase.BULK_SPIKES, Phase.BLEEDING_OUT) and e.ks > clean_ks_limit(e, limits)
+    nearly = (Phase.RANDOM_LIKE, Phase.BLEEDING_OUT, Phase.BULK_SPIKES)
+    is_near = phase in nearly and e.ks > clean_ks_limit(e, limits)
     clean = f"nearly {noise} (KS {e.ks / e.m:.3f})" if is_near else f"{noise} (KS·M {e.ks:.1f})"
     tail = f"alpha {e.alpha:.2f} on {spectrum.power_law.n_tail} eigenvalues"
     if phase is Phase.RANDOM_LIKE:

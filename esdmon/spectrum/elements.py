@@ -43,11 +43,19 @@ class Elements:
     """Remaining columns with an rms below a tenth of the median column's."""
     trap: TrapElements | None = None
     """The elements that cause a correlation trap; None without a trap."""
+    zero_slices: int = 0
+    """Dead slices, by the same rule: all of a kernel position is zero under a mask, or at the start from a delta."""
+    slices: int = 0
+    """Slices that remain; 0 if not known."""
 
     @property
     def dead_units(self) -> str:
-        """Return "3 of 64 rows and 1 of 9 columns are", or an empty text if no row or column is dead."""
-        sides = [(self.zero_rows, self.rows, "rows"), (self.zero_columns, self.columns, "columns")]
+        """Return "3 of 64 rows and 1 of 9 columns are", or an empty text if no row, column or slice is dead."""
+        sides = [
+            (self.zero_rows, self.rows, "rows"),
+            (self.zero_columns, self.columns, "columns"),
+            (self.zero_slices, self.slices, "slices"),
+        ]
         counts = [f"{dead} of {dead + left} {side}" if left else f"{dead} {side}" for dead, left, side in sides if dead]
-        verb = "is" if self.zero_rows + self.zero_columns == 1 else "are"
+        verb = "is" if self.zero_rows + self.zero_columns + self.zero_slices == 1 else "are"
         return f"{' and '.join(counts)} {verb}" if counts else ""

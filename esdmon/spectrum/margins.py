@@ -56,6 +56,19 @@ class Sides(ABC):
     def totals(self) -> tuple[Floats, Floats]:
         """Return the sums of the rows and columns over all slices."""
 
+    @abstractmethod
+    def by_slice(self) -> Floats:
+        """Return the sum over the rows of each slice."""
+
+    def alive_slices(self, shape: tuple[int, ...]) -> Bools:
+        """Return a mask of the slices that are not dead, by the rule of `alive`.
+
+        The kernel positions under a mask are zero, and so are all but one of a kernel that begins as a delta. Slices
+        with one eigenvalue are the channels of a depthwise convolution, of which none is dropped.
+        """
+        sums = self.by_slice()
+        return ~is_below(DEAD, sums) if min(shape[1:]) > 1 else np.ones(sums.size, dtype=bool)
+
     def alive(self) -> tuple[Bools, Bools]:
         """Return masks of the rows and columns whose rms over all slices is at least 1e-3 of the median of their side.
 
@@ -88,6 +101,11 @@ class Margins(Sides):
     def totals(self) -> tuple[Floats, Floats]:
         """Return the sums of the rows and columns over all slices."""
         return self.rows.sum(axis=0), self.columns.sum(axis=0)
+
+    def by_slice(self) -> Floats:
+        """Return the sum over the rows of each slice."""
+        sums: Floats = self.rows.sum(axis=1)
+        return sums
 
     def keep(self, rows: Bools, columns: Bools) -> "Margins":
         """Return the margins of some rows and columns; the others contribute less than 1e-6 to a sum of squares."""

@@ -20,6 +20,8 @@ from typing import NamedTuple
 from esdmon.calls import explain_wrong_calls
 from esdmon.spectrum.bulk import CLEAN_KS, MAX_BULK_KS, MAX_SPIKE_SHARE, largest_bulk_ks
 
+CRITICAL = 2.0
+"""Alpha of the critical tail (SETOL)."""
 _LONG_SOFT_RANK, _LONG_SHARE = 0.05, 0.05  # see `has_left_bulk`
 
 
@@ -70,13 +72,14 @@ class PhaseThresholds:
     """Median of the zero eigenvalues over the median of the others above which they form one long tail, not a collapse
     (ours)."""
     random_ks: float = CLEAN_KS
-    """KS·M up to which a bulk without spikes is random: 99 % of draws of noise are below 4.5 (ours)."""
+    """KS·M up to which a bulk without spikes has the law of noise: 99 % of draws of noise are below 4.5 (ours)."""
     clean_ks: float = CLEAN_KS
     """KS·M·√slices up to which a bulk below spikes is clean; for noise it falls with the number of pooled eigenvalues
     (ours)."""
     near_ks: float = 0.05
-    """KS distance up to which a bulk is nearly clean: smaller distances are not visible in a picture (set on labelled
-    layers of published networks)."""
+    """KS distance up to which a bulk, with or without spikes, is nearly clean: smaller distances are not visible in a
+    picture (set on labelled layers of published networks). Measured scales scatter, so noise of very unequal scales has
+    KS·M above 6 from M = 512 on."""
     near_edge_share: float = 0.25
     """Largest share of spikes within 1.25 λ⁺ (or one spike) at which a nearly clean bulk with few spikes counts as
     clean; with more, the edge dissolves (set on ensembles: 0 for spikes, .4 and more for decaying bulks)."""
@@ -138,7 +141,8 @@ class PhaseReading:
     """True if alpha describes a tail rather than the edge of noise."""
     over_regularized: bool = False
     """True if alpha is meaningful, alpha_high + 2·alpha_stderr < 2, heavier than the critical tail (SETOL), and the
-    tail has left the bulk (`has_left_bulk`) and is not one of large elements in random order."""
+    tail has left the bulk (`has_left_bulk`), is not one of large elements in random order, and is heavier than that
+    beyond the edge of the bulk too."""
 
 
 class Evidence(NamedTuple):
@@ -218,12 +222,12 @@ def few_beside(spikes: float, limits: PhaseThresholds) -> int:
 def decide(e: Evidence, limits: PhaseThresholds) -> Phase:
     """Return the phase of a spectrum whose rank has not collapsed."""
     is_clean = e.ks <= clean_ks_limit(e, limits)
+    is_near = e.ks <= near_ks_limit(e, limits)
     if e.spikes == 0:
-        return Phase.RANDOM_LIKE if is_clean else Phase.UNCLASSIFIED
+        return Phase.RANDOM_LIKE if is_near else Phase.UNCLASSIFIED
     is_heavy = e.alpha < limits.heavy_alpha and accepts_power_law(e, limits)
     if not has_bulk(e, limits):
         return Phase.HEAVY_TAILED if is_heavy else Phase.UNCLASSIFIED
-    is_near = e.ks <= near_ks_limit(e, limits)
     if e.soft_rank >= limits.bleeding_soft_rank:
         return Phase.BLEEDING_OUT if is_near else Phase.UNCLASSIFIED
     is_far = e.soft_rank <= limits.far_soft_rank and e.spikes >= limits.far_share * e.size

@@ -1,4 +1,4 @@
-"""Prepare a stack of matrices for its spectrum: compute statistics of elements, drop dead rows and columns.
+"""Prepare a stack of matrices for its spectrum: compute statistics of elements, drop what is dead.
 
 This module is for numpy arrays; `esdmon.weights.device` does the same for tensors on their device.
 """
@@ -64,9 +64,14 @@ def prepare(whole: Array, weight: Weight) -> tuple[ArrayStack, Facts]:
     if scale != 1:
         whole = whole / whole.dtype.type(scale)
         sums = sum_up(whole)
+    slices, is_product = sums.margins.alive_slices(whole.shape), weight.view in PRODUCTS
+    if not (is_product or slices.all()):
+        whole = whole[slices]
+        sums = sum_up(whole)
+    dead_slices = slices.size - whole.shape[0]
     stack, margins = whole, sums.margins
     rows, columns = margins.alive()
-    if weight.view in PRODUCTS:  # the rows of the matrix that represents a product are not units of a layer
+    if is_product:  # the rows of the matrix that represents a product are not units of a layer
         rows, columns = np.ones_like(rows), np.ones_like(columns)
     if not (rows.all() and columns.all()):
         stack, margins = _drop(stack, rows, columns), margins.keep(rows, columns)
@@ -82,6 +87,8 @@ def prepare(whole: Array, weight: Weight) -> tuple[ArrayStack, Facts]:
         columns=stack.shape[2],
         weak_rows=weak[0],
         weak_columns=weak[1],
+        zero_slices=dead_slices,
+        slices=stack.shape[0],
     )
     check_size(stack.shape, weight.least, elements)
     shape = max(stack.shape[1:]), min(stack.shape[1:])

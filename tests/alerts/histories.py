@@ -71,7 +71,8 @@ def series(rule: str, measure: str, values: Iterable[float], **fields: Any) -> l
 
 def over(step: int, **fields: Any) -> LayerReport:
     measures = {"alpha": 1.5, "alpha_high": 1.6, "alpha_stderr": 0.05, "erg_gap": -2.0}
-    return reading(step, measures=measures, phase=Phase.HEAVY_TAILED, **({"moved": 0.7} | fields))
+    others: dict[str, Any] = {"phase": Phase.HEAVY_TAILED, "over_regularized": True, "moved": 0.7}
+    return reading(step, measures=measures, **(others | fields))
 
 
 def collapsed(step: int, **fields: Any) -> LayerReport:

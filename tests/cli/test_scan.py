@@ -66,6 +66,16 @@ def test_rows_that_are_left_out_are_counted(tmp_path: Path, capsys: pytest.Captu
     assert "a: N × M is without 10 unchanged rows" in out
 
 
+def test_kernel_positions_that_are_left_out_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weight = torch.randn(96, 64, 3, 3)
+    weight[:, :, 2] = 0
+    torch.save({"a.weight": weight}, tmp_path / "a.pt")
+    assert main(["scan", str(tmp_path / "a.pt")]) == 0
+    out = capsys.readouterr().out
+    assert "96 × 64 × 6" in out
+    assert "a: N × M is without 3 dead slices" in out
+
+
 @pytest.mark.parametrize("shape", [(8, 40), (9, 9)])
 def test_nothing_that_can_be_read_gives_status_2(
     shape: tuple[int, int], tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -105,7 +105,7 @@ SAMPLE_JSON = (
     '"in_optimizer": true, "update_ratio": 0.001, "step_ratio": null, "step_growth": null, "start_ratio": null, '
     '"learning_rate": 0.1, "weight_decay": null, '
     '"extra": true, "unchanged": true, '
-    '"dead_rows": 0, "dead_columns": 0, "phase": "bulk+spikes", "phase_code": 2, '
+    '"dead_rows": 0, "dead_columns": 0, "dead_slices": 0, "phase": "bulk+spikes", "phase_code": 2, '
     '"phase_confidence": 0.5, "explanation": "spikes", "alpha_is_meaningful": true, "over_regularized": true, '
     '"alpha": 2.5, "xmin": null, "alpha_null": null}'
 )
@@ -115,7 +115,7 @@ FAILED_JSON = (
     '"Q": null, "slices": 1, "n_eigenvalues": 0, "n_parameters": 0, "dtype": "", "precision": "", "step": 3, '
     '"host_step": null, "emitted_step": 3, "age": 0, "trainable": true, "in_optimizer": null, "update_ratio": null, '
     '"step_ratio": null, "step_growth": null, "start_ratio": null, "learning_rate": null, "weight_decay": null, '
-    '"extra": false, "unchanged": false, "dead_rows": 0, "dead_columns": 0, '
+    '"extra": false, "unchanged": false, "dead_rows": 0, "dead_columns": 0, "dead_slices": 0, '
     '"phase": "unclassified", "phase_code": -1, "phase_confidence": 0.0, "explanation": "", '
     '"alpha_is_meaningful": false, "over_regularized": false}'
 )

@@ -234,6 +234,16 @@ def read_once(model: nn.Module, **options: Any) -> esdmon.Monitor:
     return monitor
 
 
+def test_the_state_of_layers_with_dead_units_is_that_of_their_model(caplog: pytest.LogCaptureFixture) -> None:
+    model = stack(64, 64, 64, kernel=nn.Conv2d(64, 64, 3))
+    for weight in (parameter for parameter in model.parameters() if parameter.ndim > 1):
+        weight.data[:5] = 0
+    model.get_parameter("kernel.weight").data[:, :, 2] = 0
+    caplog.set_level("INFO", logger="esdmon")
+    read_once(model).load_state_dict(read_once(model).state_dict())
+    assert "match this model" not in caplog.text
+
+
 @pytest.mark.parametrize(
     ("model", "options", "level"),
     [

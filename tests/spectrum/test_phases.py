@@ -217,6 +217,19 @@ def test_a_tail_of_single_elements_is_not_over_regularised() -> None:
     assert "In random order its elements would have this tail too" in reading.explanation
 
 
+@pytest.mark.parametrize("seed", [0, 5])
+def test_a_tail_that_is_lighter_beyond_the_bulk_is_not_over_regularised(seed: int) -> None:
+    """Structure of exponent 2, the critical one, over noise whose rows differ by .3 dex: the fit's alpha is 1.6."""
+    rng = np.random.default_rng([seed, 512, 256])
+    left, right = rng.standard_normal((512, 64)), rng.standard_normal((64, 256))
+    noise, rows = rng.standard_normal((512, 256)), 10 ** (0.3 * rng.standard_normal((512, 1)))
+    spectrum = read_stack(torch.from_numpy((noise + left * np.arange(1, 65) ** -0.5 @ right) * rows)[None])
+    reading = classify(spectrum)
+    assert reading.alpha_is_meaningful
+    assert spectrum.power_law.alpha_high + 2 * spectrum.power_law.alpha_stderr < 2
+    assert not reading.over_regularized
+
+
 def test_where_there_is_no_tail_none_is_explained() -> None:
     """The diagonal of an identity has large elements, but all of its eigenvalues are equal."""
     spectrum = read_stack(torch.eye(64)[None])

@@ -30,6 +30,14 @@ def with_dead_units() -> Tensor:
     return weight
 
 
+def with_dead_slices() -> Tensor:
+    weight = noise(9, 64, 32)
+    weight[:4] = 0
+    weight[4] *= 1e-6
+    weight[:, 5] = 0
+    return weight
+
+
 def heavy() -> Tensor:
     """Independent elements of tail exponent 2.5, of which single ones are as large as rows."""
     rng = np.random.default_rng(4)
@@ -53,6 +61,8 @@ WEIGHTS = {
     "scales": noise(1, 160, 96) * torch.linspace(0.2, 3, 160)[:, None] * torch.linspace(1, 2, 96),
     "heavy-elements": heavy(),
     "dead-units": with_dead_units(),
+    "dead-slices": with_dead_slices(),
+    "dead-channels": noise(20, 64, 1) * (torch.arange(20) % 4 > 0)[:, None, None],
     "trap-of-one-element": with_a_trap(),
     "trap-of-the-mean": noise(1, 90, 140) + 0.3,
     "large-mean": noise(1, 90, 140) * 1e-4 + 1,

@@ -205,7 +205,7 @@ def _rows(layer: LayerReport) -> int:
     are. The number of all elements shows it.
     """
     for rows, columns in ((layer.N, layer.M), (layer.M, layer.N)):
-        whole = (rows + layer.dead_rows) * (columns + layer.dead_columns) * layer.slices
+        whole = (rows + layer.dead_rows) * (columns + layer.dead_columns) * (layer.slices + layer.dead_slices)
         if layer.n_parameters == whole:
             return rows + layer.dead_rows
     return layer.N + layer.dead_rows

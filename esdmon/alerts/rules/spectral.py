@@ -10,7 +10,7 @@ from esdmon.alerts.rules.jumps import frobenius, is_warming_up
 from esdmon.records import LayerReport
 from esdmon.records.adapters import base_of
 from esdmon.spectrum import Phase
-from esdmon.spectrum.phases import has_left_bulk
+from esdmon.spectrum.phases import CRITICAL, has_left_bulk
 
 # All of these are our choice.
 _SHRINKING = 0.15  # of its norm that a layer loses, in all and in each doubling of the steps
@@ -30,7 +30,9 @@ def over_regularized(
     Fires when alpha is meaningful (`alpha_is_meaningful`) and below 2 by more than its uncertainty: `alpha_high`, the
     largest alpha among fits that are nearly as good, plus two standard errors is below 2. A fit within the bulk
     describes noise, so one of these must hold too: the tail begins above the edge of the bulk, it goes on for a decade
-    beyond the edge, or the layer is heavy-tailed.
+    beyond the edge, or the layer is heavy-tailed. It does not fire where the part of the tail beyond the edge has a
+    Hill alpha of 2 or more, where single large elements make the tail, or where a few spikes and noise of unequal rows
+    make it (`LayerReport.over_regularized`).
 
     Such a layer holds few, very strong correlations. It begins to describe the training examples rather than what they
     have in common, and test accuracy falls, often long before the training loss shows it. Usual causes are tiny
@@ -78,8 +80,11 @@ def over_regularized(
             # Without a meaningful tail there is no evidence that it has recovered, so the alert goes on.
             wrong = value < back and now.phase not in (Phase.RANDOM_LIKE, Phase.BLEEDING_OUT)
         else:
-            has_left = has_left_bulk(
-                now.phase, xmin=xmin, edge=edge, soft_rank=soft_rank, share=spikes / now.n_eigenvalues
+            has_left = now.over_regularized or (
+                alpha > CRITICAL
+                and has_left_bulk(
+                    now.phase, xmin=xmin, edge=edge, soft_rank=soft_rank, share=spikes / now.n_eigenvalues
+                )
             )
             wrong = now.alpha_is_meaningful and has_left and high + 2 * stderr < alpha
         if wrong:

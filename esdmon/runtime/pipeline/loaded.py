@@ -47,5 +47,5 @@ def check_loaded(saved: Mapping[str, LayerReport], names: Collection[str], n_ele
 
 def _is_of(layer: LayerReport, n_elements: int) -> bool:
     """Return whether a reading may be of a matrix of that size; True where either size is not known."""
-    size = layer.N * layer.M * layer.slices
+    size = layer.n_parameters  # N × M is without dead rows and columns
     return not size or not n_elements or size == n_elements

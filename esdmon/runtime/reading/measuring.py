@@ -58,6 +58,7 @@ class Measuring:
             precision=spectrum.precision,
             dead_rows=0 if elements is None else elements.zero_rows,
             dead_columns=0 if elements is None else elements.zero_columns,
+            dead_slices=0 if elements is None else elements.zero_slices,
             phase=phase.phase,
             phase_confidence=phase.confidence,
             explanation=phase.explanation,

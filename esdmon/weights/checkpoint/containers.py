@@ -20,7 +20,7 @@ Path = tuple[str, ...]
 
 CONTAINERS = (
     *("state_dict", "model_state_dict", "model_state", "model", "module", "net", "network", "weights", "params", "app"),
-    *("model_weights", "network_weights", "base_state_dict", "module_", "weight"),
+    *("model_weights", "network_weights", "base_state_dict", "module_", "weight", "state"),
 )
 """Keys under which training scripts save the weights of a model."""
 _OPTIMIZER_KEY = re.compile(

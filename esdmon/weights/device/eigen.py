@@ -54,7 +54,7 @@ def read_spectrum(
     laws: Laws = separable_laws,
     last_directions: Floats | None = None,
 ) -> Spectrum:
-    """Compute the spectrum of the current weight, with dead rows and columns removed.
+    """Compute the spectrum of the current weight, with dead rows, columns and slices removed.
 
     Args:
         matrix: the handle on the weight.
@@ -192,7 +192,7 @@ def _arranged(stack: Tensor, solver: Solver) -> Tensor:
 
 
 def _prepare(stack: Tensor, view: str) -> tuple[Tensor, Elements, float, Margins]:
-    """Return the stack without dead rows and columns, divided by a scale; its elements' statistics; scale; margins.
+    """Return the stack without what is dead, divided by a scale; its elements' statistics; scale; margins.
 
     16-bit numbers are not converted here: a solver converts them block by block.
     """
@@ -206,8 +206,13 @@ def _prepare(stack: Tensor, view: str) -> tuple[Tensor, Elements, float, Margins
     if scale != 1:
         stack = (stack if stack.dtype == torch.float64 else stack.float()) / scale
         sums = sum_up(stack)
+    slices, is_product = sums.margins.alive_slices(tuple(stack.shape)), view in PRODUCTS
+    if not (is_product or slices.all()):
+        stack = stack[torch.from_numpy(slices)]
+        sums = sum_up(stack)
+    dead_slices = slices.size - stack.shape[0]
     whole, margins, dead_rows, dead_columns = stack, sums.margins, 0, 0
-    if view not in PRODUCTS:  # the rows of the matrix that represents a product are not units of a layer
+    if not is_product:  # the rows of the matrix that represents a product are not units of a layer
         stack, margins, dead_rows, dead_columns = _drop_dead(stack, margins)
     zeros = stack.numel() - int(torch.count_nonzero(stack)) if sums.may_have_zeros else 0
     rows, columns = stack.shape[1:]
@@ -224,6 +229,8 @@ def _prepare(stack: Tensor, view: str) -> tuple[Tensor, Elements, float, Margins
         columns=columns,
         weak_rows=weak_rows,
         weak_columns=weak_columns,
+        zero_slices=dead_slices,
+        slices=stack.shape[0],
     )
     if stack.numel():
         trap = trap_elements(whole, elements, n=max(rows, columns), m=min(rows, columns), scale=scale)

@@ -41,6 +41,10 @@ class Margins(Sides):
         """Return the sums of the rows and columns over all slices."""
         return _numbers(self.rows.sum(dim=0)), _numbers(self.columns.sum(dim=0))
 
+    def by_slice(self) -> Floats:
+        """Return the sum over the rows of each slice."""
+        return _numbers(self.rows.sum(dim=1))
+
     def keep(self, rows: Bools, columns: Bools) -> "Margins":
         """Return the margins of some rows and columns; the others add less than 1e-6 to a sum of squares."""
         return Margins(

@@ -19,7 +19,7 @@ from esdmon.torch_private import parameters_of
 from esdmon.weights import stacks
 from esdmon.weights.layers.fused import rows
 from esdmon.weights.layers.quantized import is_of_bitsandbytes, unpack_4bit, unpack_8bit
-from esdmon.weights.layers.torch_nn import EMBEDDING, GATES
+from esdmon.weights.layers.torch_nn import BY_NUMBER, EMBEDDING
 from esdmon.weights.matrix import Matrix
 from esdmon.weights.stacks import ToStack
 
@@ -77,13 +77,13 @@ def _read_of_bitsandbytes(layer: Any) -> Tensor:
 
 
 def _recurrent(name: str, layer: Any) -> list[Matrix]:
-    """Return the gates of an LSTM or GRU; of a cell, each weight as one matrix, as in torch.nn."""
+    """Return the gates of an LSTM or GRU, or of a cell of one, as in torch.nn."""
     found = []
     for key, weight in layer.get_weight().items():
-        labels = GATES[layer.mode] if hasattr(layer, "mode") else ""
+        labels = BY_NUMBER.get(weight.shape[0] // layer.hidden_size, "")
         stand_in, read = _stand_in(weight.shape), partial(_read_one, layer.get_weight, key)
         whole: dict[str, ToStack] = {"": stacks.linear}
-        parts = rows(labels, [weight.shape[0] // len(labels)] * len(labels)) if labels else whole
+        parts = rows(labels, [weight.shape[0] // len(labels)] * len(labels)) if len(labels) > 1 else whole
         for label, to_stack in parts.items():
             found.append(_matrix(f"{name}.{key}/{label}" if label else f"{name}.{key}", read, to_stack, stand_in))
     return found

@@ -14,6 +14,8 @@ from esdmon.weights.matrix import Matrix
 
 _CONVOLUTIONS = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
 GATES = {"LSTM": "ifgo", "GRU": "rzn", "RNN_TANH": "h", "RNN_RELU": "h"}
+BY_NUMBER = {4: GATES["LSTM"], 3: GATES["GRU"], 1: GATES["RNN_TANH"]}
+"""The gates by the number of rows for each output."""
 EMBEDDING = "embeddings are read on request: name them in layers="
 _FLATTENED = "convolutions are read by kernel position; flattened on request: '*/flattened' in layers="
 
@@ -32,6 +34,8 @@ def extract_torch(name: str, module: nn.Module) -> Sequence[Matrix] | None:  # n
             return _extract_attention(name, module)
         case nn.RNNBase():
             return _extract_recurrent(name, module)
+        case nn.RNNCellBase():
+            return _extract_cell(name, module)
     if type(module).__name__ == "Conv1D" and type(module).__module__.startswith("transformers."):
         return [Matrix(name, weight, stacks.linear)]  # a linear layer of transformers, stored as (inputs, outputs)
     if isinstance(module, _CONVOLUTIONS):
@@ -73,4 +77,13 @@ def _extract_recurrent(name: str, module: nn.RNNBase) -> list[Matrix]:
         if attribute.startswith("weight"):
             labels = "p" if "_hr_" in attribute else GATES[module.mode]
             found += _split_rows(f"{name}.{attribute}", partial(getattr, module, attribute), labels)
+    return found
+
+
+def _extract_cell(name: str, module: nn.RNNCellBase) -> list[Matrix]:
+    """Return the gates of a recurrent cell, from the input and from the state."""
+    found: list[Matrix] = []
+    for attribute in ("weight_ih", "weight_hh"):
+        read = partial(getattr, module, attribute)
+        found += _split_rows(f"{name}.{attribute}", read, BY_NUMBER.get(read().shape[0] // module.hidden_size, "h"))
     return found

@@ -17,12 +17,11 @@ import torch
 from esdmon.weights import stacks
 from esdmon.weights.layers.experts import side_of_halves
 from esdmon.weights.layers.fused import BY_NAME, LAYOUTS, Shapes, rows, thirds_by_output
-from esdmon.weights.layers.torch_nn import GATES
+from esdmon.weights.layers.torch_nn import BY_NUMBER
 from esdmon.weights.stacks import ToStack
 from esdmon.weights.state.groups import bias_of, groups_of
 
-_RECURRENT = re.compile(r"(?P<prefix>.*)weight_(?P<of>ih|hh|hr)_l(?P<layer>\d+(_reverse)?)")
-_BY_GATES = {4: GATES["LSTM"], 3: GATES["GRU"], 1: GATES["RNN_TANH"]}
+_RECURRENT = re.compile(r"(?P<prefix>.*)weight_(?P<of>ih|hh|hr)(?P<layer>(_l\d+(_reverse)?)?)")
 _EXPERTS = re.compile(r"(^|\.)(\w*experts?|\w*moe)\.")
 _TIMM = re.compile(
     r"(test_)?(aimv|beit|caformer|cait|coat_|convit|crossvit|csatv|davit|deepseek_vit|deit|edgenext|eva|fastvit|flexivit"
@@ -101,16 +100,16 @@ def _kernel(name: str, shapes: Shapes, groups: int | None) -> list[Part]:
 
 
 def _recurrent(name: str, shapes: Shapes) -> dict[str, ToStack]:
-    """Return the gates of an LSTM or GRU, by the number of rows for each of its outputs."""
+    """Return the gates of an LSTM or GRU, or of a cell of one, by the number of rows for each of its outputs."""
     match = _RECURRENT.fullmatch(name)
     if match is None or match["of"] == "hr":
         return {}
-    of_state = shapes.get(f"{match['prefix']}weight_hh_l{match['layer']}")
-    projection = shapes.get(f"{match['prefix']}weight_hr_l{match['layer']}")
+    of_state = shapes.get(f"{match['prefix']}weight_hh{match['layer']}")
+    projection = shapes.get(f"{match['prefix']}weight_hr{match['layer']}")
     if of_state is None or len(of_state) != 2:
         return {}
     hidden = of_state[1] if projection is None else projection[-1]
-    labels = _BY_GATES.get(shapes[name][0] // hidden if hidden else 0, "")
+    labels = BY_NUMBER.get(shapes[name][0] // hidden if hidden else 0, "")
     return rows(labels, [hidden] * len(labels)) if len(labels) > 1 else {}
 
 

@@ -64,6 +64,7 @@ NESTED: dict[str, tuple[Callable[[dict[str, Tensor]], object], list[str]]] = {
         ["a", "current_model_state.a", "callbacks.Average.shadow.other.a"],
     ),
     "RVC": (lambda state: {"weight": state, "config": [1, 2], "sr": "40k"}, ["a"]),
+    "CDPAM": (lambda state: {"epochs": 3, "optim": {"state": {}, "param_groups": []}, "state": state}, ["a"]),
     "nnU-Net": (lambda state: {"network_weights": state, "trainer_name": "x", "current_epoch": 3}, ["a"]),
     "a list": (lambda state: [state, dict(state)], ["0.a", "1.a"]),
 }

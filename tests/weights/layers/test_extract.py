@@ -47,6 +47,15 @@ def recurrent(kind: type[nn.LSTM | nn.GRU | nn.RNN], gates: str) -> tuple[nn.Mod
     return layer, expected
 
 
+def cell(kind: type[nn.LSTMCell | nn.GRUCell | nn.RNNCell], gates: str) -> tuple[nn.Module, Expected]:
+    layer, expected = kind(15, 20), {}
+    for name in ("weight_ih", "weight_hh"):
+        for i, gate in enumerate(gates):
+            part = f"/{gate}" if len(gates) > 1 else ""
+            expected[f"{kind.__name__}.{name}{part}"] = [layer.get_parameter(name)[20 * i : 20 * (i + 1)]]
+    return layer, expected
+
+
 def projected() -> tuple[nn.Module, Expected]:
     layer = nn.LSTM(15, 20, proj_size=12)
     expected = {
@@ -73,6 +82,9 @@ KINDS: dict[str, Callable[[], tuple[nn.Module, Expected]]] = {
     "LSTM": lambda: recurrent(nn.LSTM, "ifgo"),
     "GRU": lambda: recurrent(nn.GRU, "rzn"),
     "RNN": lambda: recurrent(nn.RNN, "h"),
+    "LSTMCell": lambda: cell(nn.LSTMCell, "ifgo"),
+    "GRUCell": lambda: cell(nn.GRUCell, "rzn"),
+    "RNNCell": lambda: cell(nn.RNNCell, "h"),
     "LSTM with a projection": projected,
     "Bilinear": bilinear,
 }
