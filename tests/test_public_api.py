@@ -52,8 +52,8 @@ PHASES = {
 }
 LAYER_FIELDS = """
     name status reason view aliases computed N M Q slices n_eigenvalues n_parameters dtype precision step host_step
-    emitted_step age trainable in_optimizer update_ratio step_ratio step_growth start_ratio learning_rate weight_decay
-    extra unchanged dead_rows dead_columns dead_slices phase phase_code phase_confidence
+    emitted_step age trainable in_optimizer update_ratio step_ratio step_growth start_ratio zero_gradient
+    learning_rate weight_decay extra unchanged dead_rows dead_columns dead_slices phase phase_code phase_confidence
     explanation alpha_is_meaningful over_regularized
 """
 ALERT_FIELDS = "id rule severity state layer layers step since time message evidence"

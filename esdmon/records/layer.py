@@ -56,6 +56,7 @@ RECORD_KEYS = (
     "step_ratio",
     "step_growth",
     "start_ratio",
+    "zero_gradient",
     "learning_rate",
     "weight_decay",
     "extra",
@@ -129,6 +130,8 @@ class LayerReport:
     """Relative change of ‖W‖ at the sampled step of `step_ratio`; −`step_ratio` if the weight only shrinks."""
     start_ratio: float = math.nan
     """‖W − W₀‖ over the larger of ‖W‖ and ‖W₀‖ at the same sampled step, 0 to 2; W₀ is the weight at `watch()`."""
+    zero_gradient: float = math.nan
+    """Share of the gradient's sampled elements that were exactly zero at the same step; NaN if it is not known."""
     learning_rate: float = math.nan
     """Learning rate of the weight's parameter group; NaN if it is not known. For D-Adaptation and Prodigy it is `lr`
     times their estimate `d`; for schedule-free optimizers it is `lr` after their warm-up factor."""

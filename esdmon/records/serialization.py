@@ -23,7 +23,7 @@ _ALERT_FIELDS = {field.name for field in fields(Alert)}
 _ESD_FIELDS = {field.name for field in fields(Esd)}
 _STORED = [key for key in RECORD_KEYS if key in _FIELDS]  # the others are computed from these
 _NOT_MEASURES = {*RECORD_KEYS, *_FIELDS, "schema", "kind"}
-_RATIOS = ("update_ratio", "step_ratio", "step_growth", "start_ratio", "learning_rate", "weight_decay")
+_RATIOS = ("update_ratio", "step_ratio", "step_growth", "start_ratio", "zero_gradient", "learning_rate", "weight_decay")
 """Fields that are NaN if they are undefined, and None in a record."""
 _PHASES = {phase.value for phase in Phase}
 

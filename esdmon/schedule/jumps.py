@@ -60,7 +60,7 @@ class JumpDetector:
         were replaced too.
         """
         found, is_replaced = [], False
-        for name, (norm, ratio, _, shift, start_ratio) in samples.items():
+        for name, (norm, ratio, _, shift, start_ratio, _) in samples.items():
             recent = self._recent.setdefault(name, _Recent())
             change = abs(math.log(norm / recent.norm)) if norm > 0 and recent.norm > 0 else math.nan
             if recent.jumps(norm, ratio, change):

@@ -17,3 +17,6 @@ class StepSample(NamedTuple):
     """‖ΔW‖/‖W‖ from the end of the last sample to the start of this step; 0 for a first sample."""
     start_ratio: float = math.nan
     """‖W − W₀‖ over the larger of ‖W‖ and ‖W₀‖, after the step; W₀ is the weight when it was first seen."""
+    zero_gradient: float = math.nan
+    """Share of the sampled elements of the gradient that are exactly zero; NaN if there is no gradient after the
+    step."""

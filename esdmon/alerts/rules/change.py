@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from statistics import median, median_low
 
 from esdmon.alerts.rule import Finding, History, evidence_of, has_moved, is_pruned, value_of, values_of
+from esdmon.alerts.rules.early import early_raises, is_early, learning_rate, readings_since_first
 from esdmon.alerts.rules.jumps import finding, frobenius, is_warming_up, jumped, jumps_after_warm_up, raised, usual_rate
 from esdmon.records import LayerReport
 from esdmon.spectrum import Phase
@@ -28,8 +29,11 @@ def norm_explosion(history: History, *, factor: float = 3.0, back: float = 2.0) 
     deviations above that value, and more than 3 times its first reading. The baseline is a line fitted to earlier
     readings of the layer, with their scatter.
 
-    It also fires when a weight blew up before there was a baseline: before its first reading it moved by more than 10
-    times its norm, and its spectral norm is still more than twice that of the start.
+    It also fires when a weight blew up before there was a baseline, in two cases. (1) Before one of its readings it
+    moved by more than 10 times its norm, and its spectral norm is still more than twice that of before. (2) The
+    learning rate was raised after two readings or more, and not by a warm-up that goes on; since then the spectral norm
+    is more than 3 times its largest value before, and the weight has moved by more than 3 times its norm from one
+    reading to the next. Weights that start at zero are left out, since they soon outgrow their first values.
 
     The usual cause is a learning rate that is far too high. The alert often comes before the loss rises or turns NaN.
     The second reading confirms the finding also if the weight has not moved since the first: one step may blow up all
@@ -63,13 +67,30 @@ def norm_explosion(history: History, *, factor: float = 3.0, back: float = 2.0) 
             what = f"spectral norm {norm:.3g} is over {factor:g} times the {before:.3g} expected from its baseline"
             rate = usual_rate(history.baseline[now.name])
             yield finding(now, f"{what}{raised('learning rate', now.learning_rate, rate)}", before)
+    for found in early_raises(history, learning_rate):
+        norm, before = _norm(found.now), found.largest(_norm)
+        has_moved_far = any(layer.update_ratio > factor for layer in found.since)
+        if norm > factor * before and has_moved_far and history.first[found.now.name].update_ratio < math.inf:
+            what = f"spectral norm {norm:.3g} is over {factor:g} times the {before:.3g} before the raise"
+            yield finding(found.now, f"{what}{raised('learning rate', found.now.learning_rate, found.setting)}", before)
     for name, readings in history.layers.items():
-        now, first = readings[-1], history.first[name]
-        before = _norm(first) / (1 + first.update_ratio)
-        is_blown_up = BLOWN_UP < first.update_ratio < math.inf and _norm(now) > back * before
-        if name not in history.firing and has_moved(now) and is_blown_up:
-            what = f"spectral norm {_norm(now):.3g}, up from about {before:.3g} before step {first.step}"
-            yield finding(now, what, before)
+        now, blown_up = readings[-1], _blown_up_early(history, name)
+        if name not in history.firing and has_moved(now) and blown_up is not None:
+            before = _norm(blown_up) / (1 + blown_up.update_ratio)
+            if _norm(now) > back * before:
+                what = f"spectral norm {_norm(now):.3g}, up from about {before:.3g} before step {blown_up.step}"
+                yield finding(now, what, before)
+
+
+def _blown_up_early(history: History, name: str) -> LayerReport | None:
+    """Return the reading before which a weight blew up that has no baseline yet; None if there is none.
+
+    Weights that start at zero are left out: their first values are small, and soon outgrown.
+    """
+    first = history.first[name]
+    is_checked = is_early(history, name) and first.update_ratio < math.inf
+    readings = readings_since_first(history, name) if is_checked else ()
+    return next((layer for layer in (first, *readings) if BLOWN_UP < layer.update_ratio < math.inf), None)
 
 
 def correlation_trap(

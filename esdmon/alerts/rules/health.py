@@ -56,21 +56,25 @@ def dead_layer(history: History) -> Iterable[Finding]:
     its weight decay is at most twice that of the first reading. A higher decay may outweigh a gradient: see
     `norm_decay`.
 
-    It also fires when no layer moves any more, for each layer that has stopped suddenly: in the last 16 readings it
-    moved by more than 1e-4 of its norm, at a learning rate of less than ten times the present one. Usual causes are
-    units that are all dead (only biases still move), a gradient that is detached, or a scaler that skips each step.
+    It also fires when the optimizer goes on to move a weight whose gradient is zero, as momentum does, Lion by the sign
+    of its momentum, and schedule-free optimizers as their average follows: the gradient's sampled elements were exactly
+    zero at the sampled steps of the last two readings. Only gradients that `step()` leaves as they were can be checked:
+    schedule-free AdamW adds weight decay to them.
+    Embeddings are not checked in this way, since most of their rows get no gradient.
+
+    It also fires when no layer moves any more, or none has a gradient, for each layer that has stopped suddenly: in the
+    last 16 readings it moved by more than 1e-4 of its norm, at a learning rate of less than ten times the present one.
+    Usual causes are units that are all dead (only biases still move), a gradient that is detached, a loss that is
+    multiplied by zero, or a scaler that skips each step.
 
     A layer that gradients do not reach at each step, as an expert to which few tokens are routed, must first have stood
-    still for five more due steps. This holds where a sampled step of the baseline did not move it, or fewer than six
-    were sampled.
+    still, or had no gradient, for five more due steps. This holds where a sampled step of the baseline did not move it
+    or had no gradient, or fewer than six were sampled.
 
     It is only a notice (`info`) in three cases. (1) The weight requires no gradient: it may be frozen on purpose or by
     mistake. (2) It has kept its exact values since the start: optimizers pass over a weight without a gradient, such as
     that of a pooler which the loss does not use. (3) It belongs to an adapter that adds nothing, since one of its
     factors is zero and does not move. Any other weight that is zero, or not in the optimizer, raises no alert.
-
-    It does not fire where the gradient is zero, and not None, but the optimizer goes on to move the weight: Lion by the
-    sign of the remaining momentum, schedule-free optimizers as their average follows.
 
     Not to be confused with: (1) A training that has converged: all layers stop slowly. (2) A layer that is frozen by
     `requires_grad`, or not used by the loss: a notice.
@@ -78,14 +82,15 @@ def dead_layer(history: History) -> Iterable[Finding]:
     The rule cannot distinguish a training that converges at once, as with a hinge loss when each example is beyond the
     margin, nor a group of the optimizer whose learning rate is 0 for a while.
 
-    Resolved when the layer moves by more than 1e-4 of its norm, and not by weight decay alone.
+    Resolved when the layer has a gradient and moves by more than 1e-4 of its norm, not by weight decay alone.
 
     Source: ours.
     """
     held = [layer for layer in history.report if layer.status == "ok" and layer.in_optimizer]
     decaying = {layer.name for layer in held if _only_decays(layer.name, history)}
-    is_lively = any(layer.last_move > LIVELY and layer.name not in decaying for layer in held)
-    has_stopped = not is_lively and all(layer.stands_still for layer in held)
+    without = {layer.name for layer in held if _has_no_gradient(layer.name, history)}
+    is_lively = any(layer.last_move > LIVELY and layer.name not in decaying | without for layer in held)
+    has_stopped = not is_lively and all(layer.stands_still or layer.name in decaying | without for layer in held)
     for layer in held:
         is_old = layer.name in history.firing
         if not (is_lively or is_old or (has_stopped and _stopped_suddenly(layer.name, history))):
@@ -113,6 +118,13 @@ def dead_layer(history: History) -> Iterable[Finding]:
                 f"weight decay alone moves the weight, by {layer.step_ratio:.1g} of its norm at each step, while "
                 "gradients move other layers",
                 {"step_ratio": layer.step_ratio, "step_growth": layer.step_growth},
+            )
+        elif layer.name in without and (is_old or not _may_lack_gradients(layer.name, history)):
+            yield Finding(
+                layer.name,
+                f"its gradient is zero, while {'other layers have one' if is_lively else 'no layer has one any more'}; "
+                f"what is left in the optimizer moves it, by {layer.step_ratio:.1g} of its norm at each step",
+                {"step_ratio": layer.step_ratio},
             )
     yield from _inactive_adapters(history) if is_lively else ()
 
@@ -151,6 +163,21 @@ def _may_be_idle(name: str, history: History) -> bool:
         return False
     moved = [layer.step for layer in history.layers[name] if layer.update_ratio > MOVED]
     return len(history.steps) < _LONG or max(moved, default=0) > history.steps[-_LONG]
+
+
+def _has_no_gradient(name: str, history: History) -> bool:
+    """Return whether the gradient was zero at the sampled steps of a layer's last two readings."""
+    last = history.layers.get(name, ())[-2:]
+    return len(last) > 1 and all(layer.zero_gradient == 1 and layer.kind != "embedding" for layer in last)
+
+
+def _may_lack_gradients(name: str, history: History) -> bool:
+    """Return whether a layer without a gradient may only wait for its next one; see `_may_be_idle`."""
+    shares = [layer.zero_gradient for layer in history.baseline[name] if layer.zero_gradient >= 0]
+    if len(shares) >= WARM_UP and max(shares) < 1:
+        return False
+    reached = [layer.step for layer in history.layers[name] if layer.zero_gradient < 1]
+    return len(history.steps) < _LONG or max(reached, default=0) > history.steps[-_LONG]
 
 
 def _stopped_suddenly(name: str, history: History) -> bool:

@@ -9,6 +9,7 @@ from statistics import median, median_low
 from esdmon.alerts.rule import Finding, History, Peak, has_moved, is_pruned, value_of
 from esdmon.alerts.rules.baseline import WARM_UP
 from esdmon.alerts.rules.change import is_noise_like
+from esdmon.alerts.rules.early import early_raises, find_raise, learning_rate, readings_since_first, weight_decay
 from esdmon.alerts.rules.jumps import RAISED, finding, frobenius, jumps, raised, usual_decay, usual_rate
 from esdmon.records import LayerReport, Severity
 
@@ -21,6 +22,7 @@ _SPREAD = 1.05  # factor of the stable rank from which the learned directions sh
 _REPLACED = 0.5  # ‖ΔW‖/‖W‖ above which a single step has replaced a weight, and not trained it
 _OPPOSITE = 1.3  # times the square of the distance between independent weights, from which they are opposite
 _BLOWN_UP = 3.0  # factor by which a norm has grown, as in `norm_explosion`
+_KNOWN_MOVES = 2  # moves between readings before one can be found too far
 _LULL = 0.1  # of the largest step ratio of the run, which the layer has withstood
 
 
@@ -41,6 +43,10 @@ def update_surge(history: History, *, factor: float = 4.0, peak: float = 1.5, ba
     than a tenth of the largest of the run. (3) A layer that has hardly learned yet, as an expert to which no token was
     routed before: where the rate was not raised, one of its steps must have reached a tenth of the median of the other
     layers' largest steps.
+
+    Before there is a baseline, it fires if the learning rate was raised after two readings or more, and not by a
+    warm-up that goes on, and `step_ratio` is since then more than 4 times its largest value before. The layer must have
+    moved by 0.3 of its norm before, or by 0.02 of it in the step: some warm-ups raise the rate once in an epoch.
 
     Decay is left to `norm_decay`. A step is decay if it makes the weight shorter by half of the step's length or more.
     If the Frobenius norm is below 1/1.1 of all in the baseline, the rule fires only if the learning rate was raised: a
@@ -74,6 +80,20 @@ def update_surge(history: History, *, factor: float = 4.0, peak: float = 1.5, ba
         what = f"one step moves the layer by {ratio:.2g} of its norm, over {factor:g} times the {before:.2g} expected"
         evidence = {"step_ratio": ratio, "learning_rate": rate, "before": before}
         yield Finding(now.name, f"{what}{_why_faster(rate, usual)}", evidence)
+    yield from _surged_early(history, factor)
+
+
+def _surged_early(history: History, factor: float) -> Iterable[Finding]:
+    """Find layers without a baseline whose steps have grown since the learning rate was raised."""
+    for found in early_raises(history, learning_rate):
+        now, before = found.now, found.largest(_step_ratio)
+        if now.step_ratio > factor * before and found.is_beyond_warm_up and not _is_shortened(now):
+            what = (
+                f"one step moves the layer by {now.step_ratio:.2g} of its norm, over {factor:g} times the {before:.2g}"
+            )
+            why = raised("learning rate", now.learning_rate, found.setting)
+            evidence = {"step_ratio": now.step_ratio, "learning_rate": now.learning_rate, "before": before}
+            yield Finding(now.name, f"{what} before{why}", evidence)
 
 
 def _has_shrunk(now: LayerReport, baseline: Sequence[LayerReport]) -> bool:
@@ -103,8 +123,10 @@ def layer_reset(history: History, *, moved: float = 1.05, factor: float = 1.5, f
     Fires when both hold: (1) since the last reading, the weight has moved by more than its old norm, and by more than
     its new norm, as if it had nothing in common with the old weight; (2) it has moved more than 1.5 times as far as its
     steps since then could move it, each as long as the longest step of its baseline and its last two readings. A step
-    that was sampled while the weight was replaced does not count. Layers with fewer than six sampled steps are not
-    checked. One reading suffices, since the weight moves by ordinary steps again at the next.
+    that was sampled while the weight was replaced does not count. Layers with fewer than six sampled steps must also
+    have moved more than 1.5 times as far as between any two readings before, of which there must be two or more moves,
+    and their stable rank must have risen. One reading suffices, since the weight moves by ordinary steps again at the
+    next.
 
     A weight that is now three times as large or more has moved as far by growth alone. It counts as replaced only if
     its stable rank is also more than 0.7 of that of noise: weights that blow up have few directions.
@@ -138,7 +160,9 @@ def layer_reset(history: History, *, moved: float = 1.05, factor: float = 1.5, f
         usual = max((layer.update_ratio for layer in baseline[-WARM_UP:] if layer.update_ratio >= 0), default=math.inf)
         is_far = now.update_ratio > factor * usual
         if before is None or len(ratios) + (now.step_ratio >= 0) < WARM_UP:
-            jumped += is_far  # its steps are not known, as of a weight that is computed
+            early = _replaced_early(history, name, moved, factor)
+            jumped += is_far or early is not None  # its steps are not known, as of a weight that is computed
+            found += [] if early is None else [early]
             continue
         since, count = before.step, now.step - before.step
         size, is_noise = frobenius(now) / frobenius(before), is_noise_like(now)
@@ -168,6 +192,24 @@ def layer_reset(history: History, *, moved: float = 1.05, factor: float = 1.5, f
             found.append(Finding(name, what, {"start_ratio": now.start_ratio, "before": way}))
     is_whole = 1 < jumped == sum(has_moved(each) and not is_pruned(each) for each in history.report)
     yield from (replace(each, severity=each.severity or "info") if is_whole else each for each in found)
+
+
+def _replaced_early(history: History, name: str, moved: float, factor: float) -> Finding | None:
+    """Return the finding that a weight without a baseline was replaced; None if it was not."""
+    *earlier, now = readings_since_first(history, name)
+    before = history.previous.get(name)
+    moves = [layer.update_ratio for layer in earlier if layer.update_ratio >= 0]
+    steps = [layer.step_ratio for layer in (*earlier, now) if layer.step_ratio >= 0]
+    if before is None or len(moves) < _KNOWN_MOVES or not steps or find_raise((*earlier, now), learning_rate):
+        return None
+    size, reach = frobenius(now) / frobenius(before), (now.step - before.step) * max(steps)
+    is_spread = value_of(now, "stable_rank") > _SPREAD * value_of(before, "stable_rank")
+    is_unlike = is_spread and _is_unlike(now.update_ratio, size, moved, is_noise=is_noise_like(now))
+    if not (is_unlike and now.update_ratio > factor * max(reach, *moves)):
+        return None
+    what = f"the weight has moved by {now.update_ratio:.2g} of its norm since step {before.step}"
+    evidence = {"update_ratio": now.update_ratio, "before": reach}
+    return Finding(name, f"{what}; its steps explain at most {reach:.2g}", evidence)
 
 
 def _has_blown_up(layer: LayerReport, baseline: Sequence[LayerReport]) -> bool:
@@ -206,6 +248,9 @@ def norm_decay(history: History, *, factor: float = 1.1, back: float = 1.05) -> 
     and single large elements change as a consequence, and gradients grow until they balance the decay, so the rules on
     them are muted. `scale_collapse` fires when a tenth of the norm is left.
 
+    Before there is a baseline, it fires if the weight decay was raised after two readings or more, the norm is below
+    1/1.1 of that of the last reading before, and it goes on falling.
+
     It does not fire if the stable rank rises meanwhile: the learned directions shrink first, so the layer unlearns
     something. It fires all the same if steps make the weight shorter rather than turn it, or if the norm is below 1/1.1
     of that of the first reading.
@@ -238,6 +283,18 @@ def norm_decay(history: History, *, factor: float = 1.1, back: float = 1.05) -> 
         is_too_large = median([frobenius(layer) for layer in baseline] or [math.nan]) < frobenius(first)
         is_by_loss = now.weight_decay == 0 and not is_shortened and is_too_large
         yield finding(now, f"{what}{_why_smaller(now, baseline)}", before, "info" if is_by_loss else None)
+    yield from _shrunk_early(history, factor)
+
+
+def _shrunk_early(history: History, factor: float) -> Iterable[Finding]:
+    """Find layers without a baseline whose norm falls since the weight decay was raised."""
+    for found in early_raises(history, weight_decay):
+        start = found.before[-1]
+        *_, last, norm = map(frobenius, (start, *found.since))
+        if norm * factor < frobenius(start) and norm < last:
+            what = f"Frobenius norm {norm:.3g} is below 1/{factor:g} of the {frobenius(start):.3g} at step {start.step}"
+            why = raised("weight decay", found.now.weight_decay, found.setting)
+            yield finding(found.now, f"{what}{why}", frobenius(start))
 
 
 def _is_shortened(layer: LayerReport) -> bool:

@@ -273,4 +273,4 @@ def _completed(layer: LayerReport, assigned: Assigned) -> LayerReport:
     sample = assigned.sampled.get(layer.name)
     if sample is None or math.isnan(sample.ratio):
         return layer
-    return replace(layer, step_ratio=sample.ratio, step_growth=sample.growth)
+    return replace(layer, step_ratio=sample.ratio, step_growth=sample.growth, zero_gradient=sample.zero_gradient)

@@ -68,6 +68,7 @@ class ReadingRecords:
             step_ratio=last.ratio,
             step_growth=last.growth,
             start_ratio=last.start_ratio,
+            zero_gradient=last.zero_gradient,
             in_optimizer=self._held.holds(matrix),
             learning_rate=self._held.learning_rate(matrix),
             weight_decay=self._held.weight_decay(matrix),

@@ -1,5 +1,7 @@
 """Measure how far one optimizer step moves each weight, from a few of its elements, between readings.
 
+The same elements of the gradients are compared with zero, since many optimizers go on to move a weight without one.
+
 On an accelerator nothing waits: the numbers are computed behind the training's own kernels, and are read at a later
 step.
 """
@@ -28,7 +30,8 @@ class _Group:
 
     names: list[str] = field(default_factory=list)
     parts: list[Tensor] = field(default_factory=list)
-    """Four samples of each weight: when first seen, after the last step sampled, before this step, and after it."""
+    """Four samples of each weight: when first seen, after the last step sampled, before this step, and after it. The
+    fifth is 1 where the gradient is zero, and else 0."""
 
 
 @final
@@ -52,6 +55,8 @@ class StepSampler:
         self._before: dict[str, Tensor] = {}
         self._after: dict[str, Tensor] = {}
         self._last: dict[str, StepSample] = {}
+        self._counts: dict[str, int] = {}
+        """Number of elements in the samples of each weight."""
         self._arriving: list[tuple[list[str], Fetched]] = []
 
     def watch(self, matrices: Iterable[Matrix]) -> None:
@@ -86,7 +91,7 @@ class StepSampler:
                 start = self._start[name] = before
             group = groups.setdefault((now.device, now.numel()), _Group())
             group.names.append(name)
-            group.parts += [start, earlier, before, now]
+            group.parts += [start, earlier, before, now, self._zero_gradient(name, now)]
         for group in groups.values():
             self._compare(group)
         self._before, self._after = {}, after
@@ -99,7 +104,7 @@ class StepSampler:
             if not norms.is_there():
                 waiting.append((names, norms))
                 continue
-            for name, (start, earlier, before, now, shifted, moved, since_start) in zip(
+            for name, (start, earlier, before, now, zeros, shifted, moved, since_start) in zip(
                 names, norms.read().tolist(), strict=True
             ):
                 found[name] = StepSample(
@@ -108,6 +113,7 @@ class StepSampler:
                     growth=now / before - 1 if before > 0 else 0.0,
                     shift=relative_move(shifted, earlier),
                     start_ratio=relative_move(since_start, max(now, start)),
+                    zero_gradient=round(zeros**2) / self._counts[name] if zeros >= 0 else math.nan,
                 )
         self._arriving = waiting
         self._last |= found
@@ -160,8 +166,19 @@ class StepSampler:
             return self._fragments[name](_ELEMENTS)
         return sample_value(*self._weights[name], _ELEMENTS)
 
+    def _zero_gradient(self, name: str, now: Tensor) -> Tensor:
+        """Return 1 for each sampled element of a gradient that is zero, and else 0; NaN if there is no gradient."""
+        matrix, weight = self._weights.get(name, (None, None))
+        with torch.no_grad(), suppress(Exception):
+            if matrix is not None and weight is not None and weight.is_leaf and weight.grad is not None:
+                zeros = (sample_value(matrix, weight.grad, _ELEMENTS) == 0).float()
+                if _is_alike(zeros, now):
+                    return zeros
+        return torch.full_like(now, math.nan)
+
     def _compare(self, group: _Group) -> None:
-        samples = torch.stack(group.parts).reshape(len(group.names), 4, -1)
+        self._counts |= dict.fromkeys(group.names, group.parts[0].numel())
+        samples = torch.stack(group.parts).reshape(len(group.names), 5, -1)
         moves = samples.narrow(1, 1, 3).diff(dim=1)
         since_start = samples.narrow(1, 3, 1) - samples.narrow(1, 0, 1)
         norms = torch.linalg.vector_norm(torch.cat((samples, moves, since_start), dim=1), dim=2)

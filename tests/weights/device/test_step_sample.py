@@ -116,3 +116,37 @@ def test_the_distance_from_the_start_is_kept() -> None:
     with torch.no_grad():
         model.weight.copy_(start)
     assert start_ratio_of(sampler) == start_ratio_of(resumed) == 0
+
+
+@pytest.mark.parametrize(("rows", "share"), [(0, 0.0), (32, 0.5), (64, 1.0)])
+def test_zeros_of_the_gradient_are_counted(rows: int, share: float) -> None:
+    """At the places of the weight's sample; the gradient does not change, and tiny values do not count as zero."""
+    torch.manual_seed(0)
+    model = nn.Linear(64, 64)
+    sampler = sampler_of(model)
+    sampler.begin()
+    model.weight.grad = torch.full_like(model.weight, 1e-30)
+    model.weight.grad[:rows] = 0
+    kept = model.weight.grad.clone()
+    sampler.end()
+    (found,) = sampler.take().values()
+    assert found.zero_gradient == pytest.approx(share, abs=0.02)
+    assert torch.equal(model.weight.grad, kept)
+
+
+def test_without_a_gradient_no_zeros_are_known() -> None:
+    """As where the script sets gradients to None within the step, and the next sample has one again."""
+    model = nn.Linear(64, 64)
+    sampler = sampler_of(model)
+
+    def share() -> float:
+        sampler.begin()
+        sampler.end()
+        (found,) = sampler.take().values()
+        return found.zero_gradient
+
+    assert math.isnan(share())
+    model.weight.grad = torch.zeros_like(model.weight)
+    assert share() == 1
+    model.weight.grad = torch.tensor([math.nan]).expand(64, 64)
+    assert share() == 0
