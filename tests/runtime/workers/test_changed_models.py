@@ -84,7 +84,7 @@ def test_a_weight_that_is_tied_again_is_named(caplog: pytest.LogCaptureFixture) 
 
 
 def test_layers_that_a_script_prunes_in_mid_run_are_no_warning(caplog: pytest.LogCaptureFixture) -> None:
-    """Nor a parametrisation: the same matrices are read, as they are computed from now on."""
+    """Nor a parametrisation: the same matrices are read."""
     caplog.set_level(logging.INFO, logger="esdmon")
     run = Training(mode="sync", budget=None, every=1).train(1)
     prune.l1_unstructured(run.model[2], "weight", 0.2)  # type: ignore[no-untyped-call]
