@@ -59,7 +59,7 @@ def test_a_layer_that_may_be_idle_at_times_stands_still_for_longer(ratios: list[
 
 
 def test_a_layer_that_is_trained_in_turn_with_others_must_stand_still_for_longer_than_before() -> None:
-    """As the head of a task that is trained every other hundred steps: the first pause cannot be told from a fault."""
+    """As the head of a task that is trained every other hundred steps: the first pause looks like a fault."""
 
     def turns(*pauses: int) -> list[tuple[int, str]]:
         """Return the alerts where a layer moves for twelve reports before and after each pause."""
