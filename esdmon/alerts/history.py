@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import final
 
-from esdmon.alerts.rule import AlertRule, Counts, History, Peak, has_moved, is_pruned
+from esdmon.alerts.rule import AlertRule, Counts, History, Pause, Peak, has_moved, is_pruned
 from esdmon.alerts.rules.baseline import RECENT
 from esdmon.records import LayerReport, Report
 from esdmon.records.serialization import Plain, known, layer_from_plain, to_plain
@@ -38,6 +38,7 @@ class ReadingHistory:
         self._previous: dict[str, LayerReport] = {}
         """For each layer that was read in the last report: the reading before."""
         self._peaks: dict[str, Peak] = {}
+        self._pauses: dict[str, Pause] = {}
         self._excluded: dict[str, tuple[int, int]] = {}
         """First and last step of the latest alert about a layer."""
 
@@ -52,11 +53,13 @@ class ReadingHistory:
                 self._first,
                 self._extra,
                 self._peaks,
+                self._pauses,
                 self._excluded,
             ):
                 series.pop(name, None)
         if not report.extra:
             self._steps.append(report.step)
+            self._count_pauses(report)
         self._previous = {layer.name: before for layer in report.new if (before := self._last_ok(layer.name))}
         for layer in report.new:
             kept = replace(layer, esd=None, spectral_shape=())
@@ -119,6 +122,7 @@ class ReadingHistory:
             peak={layer.name: self._peaks.get(layer.name, Peak()) for layer in report},
             firing=firing,
             steps=tuple(self._steps),
+            pauses=self._pauses,
         )
 
     def _last_ok(self, name: str) -> LayerReport | None:
@@ -134,13 +138,14 @@ class ReadingHistory:
             "first": {name: to_plain(layer) for name, layer in self._first.items()},
             "steps": list(self._steps),
             "peaks": {name: list(peak) for name, peak in self._peaks.items()},
+            "pauses": {name: list(pause) for name, pause in self._pauses.items()},
             "unwell": {name: list(steps) for name, steps in self._excluded.items()},
             "layers": {name: self._plain(name) for name in self._read},
         }
 
     def prepare(self, state: Plain) -> Callable[[], None]:
         """Parse a `state_dict()` and return a function that restores it."""
-        state = known(state, ("first", "steps", "peaks", "unwell", "layers"))
+        state = known(state, ("first", "steps", "peaks", "pauses", "unwell", "layers"))
         series: tuple[Series, Series, Series] = {}, {}, {}
         for name, saved in state["layers"].items():
             kept = known(saved, ("readings", "steps"))
@@ -150,12 +155,13 @@ class ReadingHistory:
         first = {name: layer_from_plain(layer) for name, layer in state["first"].items()}
         excluded = {name: (since, until) for name, (since, until) in state["unwell"].items()}
         peaks = {name: Peak(*peak[: len(Peak._fields)]) for name, peak in state.get("peaks", {}).items()}
+        pauses = {name: Pause(*map(int, pause)) for name, pause in state.get("pauses", {}).items()}
         steps = deque(map(int, state["steps"]), maxlen=self._steps.maxlen)
 
         def restore() -> None:
             self._read, self._moved, self._baseline = series
             self._first, self._excluded, self._steps = first, excluded, steps
-            self._peaks, self._extra = peaks, {}
+            self._peaks, self._pauses, self._extra = peaks, pauses, {}
 
         return restore
 
@@ -163,6 +169,14 @@ class ReadingHistory:
         ratio, rate = self._peaks.get(layer.name, Peak())
         # max() keeps its first argument where the second is NaN.
         self._peaks[layer.name] = Peak(max(ratio, layer.step_ratio), max(rate, layer.learning_rate))
+
+    def _count_pauses(self, report: Report) -> None:
+        for layer in report:
+            now, longest = self._pauses.get(layer.name, Pause())
+            if layer.stands_still:
+                self._pauses[layer.name] = Pause(now + 1, longest)
+            elif now:
+                self._pauses[layer.name] = Pause(0, max(longest, now))
 
     def _plain(self, name: str) -> Plain:
         """Return a layer's readings in step order, and the steps that each of the three series holds."""

@@ -29,6 +29,15 @@ class Peak(NamedTuple):
     learning_rate: float = 0.0
 
 
+class Pause(NamedTuple):
+    """How long a layer in the optimizer has stood still, in reports at due steps."""
+
+    now: int = 0
+    """Up to the latest report; 0 if it moves."""
+    longest: int = 0
+    """The longest time after which it moved again."""
+
+
 @dataclass(frozen=True, slots=True)
 class History:
     """All that a rule reads: the report, and the past readings of the layers it checks."""
@@ -54,6 +63,8 @@ class History:
     hysteresis: an alert that fires goes on at a milder threshold, measured from the values on which it began."""
     steps: Sequence[int] = ()
     """Steps of the last reports, oldest first: 128, or as many as a rule with `due_steps` needs."""
+    pauses: Mapping[str, Pause] = field(default_factory=dict)
+    """For each layer that stands still, or has done so and moved again: how long."""
 
 
 @explain_wrong_calls

@@ -253,12 +253,12 @@ def test_saved_states_keep_the_keys_of_the_first_version() -> None:
         manager.take(each, time=0.0)
     state = manager.state_dict()
     assert state.keys() == {"memory", "reports", "cases", "open", "begun", "clear"}
-    assert state["memory"].keys() == {"first", "steps", "unwell", "layers", "peaks"}
+    assert state["memory"].keys() == {"first", "steps", "unwell", "layers", "peaks", "pauses"}
     case = {"wrong", "right", "since", "what", "severity", "evidence", "firing", "told", "times", "quiet_until"}
     later = {"after", "worse", "mild"}
     assert state["cases"]["low"]["fc1"].keys() == case | later
     for each in state["cases"]["low"].values():  # of an older version
         for key in later:
             del each[key]
-    del state["clear"]
+    del state["clear"], state["memory"]["pauses"]
     AlertManager([LOW]).prepare(state)()

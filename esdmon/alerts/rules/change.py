@@ -167,6 +167,9 @@ def scale_collapse(history: History, *, factor: float = 10.0, back: float = 5.0)
     The usual cause is a weight decay that is too strong for the learning rate: it shrinks the weights until they carry
     no signal. In a network with normalisation layers the loss may not show this.
 
+    It is only a notice (`info`) for a difference from a reference and for what an adapter adds: these start at zero,
+    and do so again where an adapter is merged into its base and begun again, as in ReLoRA.
+
     Not to be confused with: (1) `norm_decay`, which finds the same fault earlier. (2) Initial weights that were too
     large: this rule does not distinguish them, but `norm_decay` does, by a weight decay of 0.
 
@@ -180,7 +183,7 @@ def scale_collapse(history: History, *, factor: float = 10.0, back: float = 5.0)
         norm, before = frobenius(now), frobenius(first)
         if norm * (back if name in history.firing else factor) < before:
             what = f"Frobenius norm {norm:.3g} is below 1/{factor:g} of the {before:.3g} at step {first.step}"
-            yield finding(now, what, before)
+            yield finding(now, what, before, None if now.is_weight else "info")
 
 
 def entropy_collapse(history: History, *, factor: float = _HALVED, back: float = 1.5) -> Iterable[Finding]:

@@ -1,8 +1,9 @@
 """Rules on faults that need no spectrum: NaN, weights that do not move, readings that fail or are old."""
 
+import math
 from collections.abc import Iterable
 
-from esdmon.alerts.rule import Finding, History, evidence_of, value_of
+from esdmon.alerts.rule import Finding, History, Pause, evidence_of, value_of
 from esdmon.alerts.rules.baseline import KNOWN_FROM, WARM_UP
 from esdmon.alerts.rules.jumps import frobenius
 from esdmon.records import INACTIVE, MOVED, LayerReport
@@ -14,6 +15,7 @@ moving, but not all at the same report. Our choice."""
 _ALONE = 0.98
 """Share of a step's length by which it makes a weight shorter or longer, above which the step only scales the weight. A
 gradient step of a fifth of the decay lowers the share below this. Our choice."""
+_DECAYING = 0.5  # of the length of a step, by which decay makes a weight shorter, as in `norm_decay`
 _RAISED = 2.0  # times the first weight decay, above which decay can outweigh a gradient; our choice
 _LONG = 5  # due steps, the `checks` of the rule, that a layer which is idle at times must stand still
 _LOWERED = 0.1  # of a learning rate, below which slow steps are meant; our choice
@@ -49,7 +51,8 @@ def dead_layer(history: History) -> Iterable[Finding]:
     causes: the layer is cut off from the loss, all its units are dead, no token is routed to it, or updates are too
     small for the dtype of the weight. bfloat16 rounds away an update below 1/250 of the element.
 
-    It also fires when weight decay alone moves a weight, while gradients move another layer. Optimizers with weight
+    It also fires when weight decay alone moves a weight, while gradients move another layer: the sampled step of that
+    layer makes it shorter by less than half of the step's length. Optimizers with weight
     decay still shrink a weight whose gradient is zero, and Lookahead takes back a part of the decay every few steps.
     The conditions are: the sampled steps of its last two readings only scale the weight, by 98 % of their length or
     more; one of them, or all steps between them, make it shorter; it has moved no farther than such steps reach; and
@@ -69,12 +72,15 @@ def dead_layer(history: History) -> Iterable[Finding]:
 
     A layer that gradients do not reach at each step, as an expert to which few tokens are routed, must first have stood
     still, or had no gradient, for five more due steps. This holds where a sampled step of the baseline did not move it
-    or had no gradient, or fewer than six were sampled.
+    or had no gradient, or fewer than six were sampled. A layer that has stood still before and moved again, as the head
+    of a task that is trained in turn with others, must first have stood still for longer than ever before.
 
-    It is only a notice (`info`) in three cases. (1) The weight requires no gradient: it may be frozen on purpose or by
+    It is only a notice (`info`) in four cases. (1) The weight requires no gradient: it may be frozen on purpose or by
     mistake. (2) It has kept its exact values since the start: optimizers pass over a weight without a gradient, such as
     that of a pooler which the loss does not use. (3) It belongs to an adapter that adds nothing, since one of its
-    factors is zero and does not move. Any other weight that is zero, or not in the optimizer, raises no alert.
+    factors is zero and does not move. (4) No layer moves any more, and the optimizer has no setting of weight decay, as
+    LBFGS: such optimizers of whole batches stop at once when they have converged. Any other weight that is zero, or not
+    in the optimizer, raises no alert.
 
     Not to be confused with: (1) A training that has converged: all layers stop slowly. (2) A layer that is frozen by
     `requires_grad`, or not used by the loss: a notice.
@@ -89,7 +95,7 @@ def dead_layer(history: History) -> Iterable[Finding]:
     held = [layer for layer in history.report if layer.status == "ok" and layer.in_optimizer]
     decaying = {layer.name for layer in held if _only_decays(layer.name, history)}
     without = {layer.name for layer in held if _has_no_gradient(layer.name, history)}
-    is_lively = any(layer.last_move > LIVELY and layer.name not in decaying | without for layer in held)
+    is_lively = any(_is_lively(layer) and layer.name not in decaying | without for layer in held)
     has_stopped = not is_lively and all(layer.stands_still or layer.name in decaying | without for layer in held)
     for layer in held:
         is_old = layer.name in history.firing
@@ -104,13 +110,15 @@ def dead_layer(history: History) -> Iterable[Finding]:
             )
             if never_moved and layer.trainable:
                 why = "; its values are exactly those of the start, as if the loss did not use it"
+            if has_stopped and _takes_whole_batches(layer):
+                why = "; an optimizer of whole batches, such as LBFGS, stops so when it has converged"
             yield Finding(
                 layer.name,
                 f"‖ΔW‖/‖W‖ is {layer.last_move:.1g}, at most {MOVED:g}, "
                 f"while {'other layers move' if is_lively else 'no layer moves any more'}, and "
                 f"the optimizer holds the weight{why}",
                 {"update_ratio": layer.last_move},
-                "info" if never_moved or not layer.trainable else None,
+                "info" if why else None,
             )
         elif layer.name in decaying:
             yield Finding(
@@ -127,6 +135,14 @@ def dead_layer(history: History) -> Iterable[Finding]:
                 {"step_ratio": layer.step_ratio},
             )
     yield from _inactive_adapters(history) if is_lively else ()
+
+
+def _is_lively(layer: LayerReport) -> bool:
+    """Return whether a layer moves, and its sampled step does not for the most part make it shorter.
+
+    Where all gradients have almost vanished, decay alone moves all layers, and the others as well as this one.
+    """
+    return layer.last_move > LIVELY and not -layer.step_growth > _DECAYING * layer.step_ratio
 
 
 def _inactive_adapters(history: History) -> Iterable[Finding]:
@@ -156,8 +172,12 @@ def _only_decays(name: str, history: History) -> bool:
 def _may_be_idle(name: str, history: History) -> bool:
     """Return whether a layer that stands still may only wait for its next gradient, as an expert for tokens.
 
-    It may if it moved in the last five due steps, unless the baseline has six or more sampled steps that all moved it.
+    It may if it has stood still as long before, and then moved again. It also may if it moved in the last five due
+    steps, unless the baseline has six or more sampled steps that all moved it.
     """
+    pause = history.pauses.get(name, Pause())
+    if pause.now <= pause.longest:
+        return True
     ratios = [layer.step_ratio for layer in history.baseline[name] if layer.step_ratio >= 0]
     if len(ratios) >= WARM_UP and min(ratios) > 0:
         return False
@@ -186,6 +206,14 @@ def _stopped_suddenly(name: str, history: History) -> bool:
     return now is not None and any(
         layer.update_ratio > LIVELY and now.learning_rate > _LOWERED * layer.learning_rate for layer in (*before, now)
     )
+
+
+def _takes_whole_batches(layer: LayerReport) -> bool:
+    """Return whether the optimizer has no weight decay at all, as LBFGS and Rprop, which are for whole batches.
+
+    When such an optimizer has converged, its steps are zero at once.
+    """
+    return layer.learning_rate > 0 and math.isnan(layer.weight_decay)
 
 
 def dead_units(history: History, *, share: float = 0.1) -> Iterable[Finding]:

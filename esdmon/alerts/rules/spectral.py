@@ -1,7 +1,7 @@
 """Rules on the shape of a spectrum: tails that are too heavy, lost rank, and adapters stronger than their base."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from statistics import median
 
@@ -18,6 +18,8 @@ _MOVING = 0.15  # ‖ΔW‖/‖W‖ in 100 steps above which a layer goes on mov
 _SEEN = 3  # moves between scheduled readings whose median counts
 _STEPS = 100  # in which a move is given
 _FAR = 0.7  # ‖ΔW‖/‖W‖ that a layer would reach at this rate in as many steps as the run has had
+_RISING = 1.01  # factor between learning rates of these readings, above which the rate still rises
+_STEADY = 0.999  # of the square of the middle one of three rates, from which they rise by one factor
 _BACK = 0.8  # of the limit, below which an adapter's alert ends
 _LOST = 0.98  # share of the first rank below which rank was lost, beyond the scatter of the zero tolerance
 
@@ -46,12 +48,14 @@ def over_regularized(
     more.
 
     The weights show one of two causes. (1) Decay: the Frobenius norm has fallen by 15 % in all, and by more than 15 %
-    for each doubling of the steps. (2) Motion, as by the noise of tiny batches or of a learning rate that is too large:
-    the layer moves by more than 15 % of its norm in 100 steps, and at this rate by 70 % in as many steps as the run has
-    had. What counts is the median of the last three moves between scheduled readings. Moves do not count during a
-    warm-up, as defined in `norm_explosion`, since they were shorter before, nor if the layer slows down: each move is
-    shorter than the one before, and the last less than half as long as the first. Small networks (M = 64 to 256) that
-    have learned all of their data reach an alpha of 1.5 to 1.8, hardly move, and are right on held-back examples.
+    for each doubling of the steps, and is below that of the first reading. A layer that has grown at a high learning
+    rate shrinks again without harm. (2) Motion, as by the noise of tiny batches or of a learning rate that is too
+    large: the layer moves by more than 15 % of its norm in 100 steps, and at this rate by 70 % in as many steps as the
+    run has had. What counts is the median of the last three moves between scheduled readings. Moves do not count while
+    the learning rate rises by ever smaller factors, as in a linear warm-up, nor during a warm-up as defined in
+    `norm_explosion`, since they were shorter before; nor if the layer slows down: each move is shorter than the one
+    before, and the last less than half as long as the first. Small networks (M = 64 to 256) that have learned all of
+    their data reach an alpha of 1.5 to 1.8, hardly move, and are right on held-back examples.
 
     It is always a notice for a weight that is computed from parameters, as by `spectral_norm`: its norm is held, so
     learning can only turn it, and the estimate of the norm makes it fluctuate. So neither cause counts there.
@@ -108,12 +112,12 @@ def _cause(name: str, history: History) -> str:
         return ""
     falls = {_fall(was, now): was for was in (history.first[name], *history.baseline[name], *readings[:-1])}
     fall = max(falls)
-    if fall > _SHRINKING:
+    if fall > _SHRINKING and frobenius(now) < frobenius(history.first[name]):
         share = frobenius(now) / frobenius(falls[fall])
         return f"the layer's norm has fallen to {share:.2f} of that at step {falls[fall].step}"
     scheduled = [layer for layer in readings if not layer.extra]  # between extra readings a layer goes to and fro
     seen = scheduled[-_SEEN - 1 :]
-    if len(seen) <= _SEEN or is_warming_up(now, history.baseline[name]):
+    if len(seen) <= _SEEN or _is_levelling_off(scheduled) or is_warming_up(now, history.baseline[name]):
         return ""  # how far it goes on to move is not known yet
     moves = [
         layer.update_ratio * math.sqrt(_STEPS / (layer.step - was.step))  # as noise moves it
@@ -124,6 +128,14 @@ def _cause(name: str, history: History) -> str:
     is_slowing = first > second > last and last < first / 2
     is_far = moved * math.sqrt(now.step / _STEPS) > _FAR and not is_slowing
     return f"the layer moves by {moved:.0%} of its norm in {_STEPS} steps" if moved > _MOVING and is_far else ""
+
+
+def _is_levelling_off(readings: Sequence[LayerReport]) -> bool:
+    """Return whether the learning rate rises ever more slowly, as in a linear warm-up and at the top of a cycle."""
+    if len(readings) <= 2 * _SEEN:
+        return False
+    before, then, now = (layer.learning_rate for layer in readings[-2 * _SEEN - 1 :: _SEEN])
+    return now > _RISING * then and now * before < _STEADY * then**2
 
 
 def _fall(was: LayerReport, now: LayerReport) -> float:

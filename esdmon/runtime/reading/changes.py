@@ -16,26 +16,28 @@ _log = logging.getLogger("esdmon")
 
 @final
 class ChangeLog:
-    """Log changes of a model, the first change of parameters as a warning."""
+    """Log changes of a model: at level INFO, and as a warning where a change first takes matrices away.
+
+    Scripts change models on purpose, as by pruning, fake quantisation and new layers: readings then go on as before.
+    """
 
     def __init__(self) -> None:
-        self._parameters = self._flips = 0
+        self._parameters = self._losses = self._flips = 0
 
     def parameters(self, before: Collection[str], now: Collection[str], coverage: Coverage) -> None:
         """Log that the model has other parameters than before, given the names of its matrices."""
-        changes = {
-            "read from now on": named(name for name in now if name not in before),
-            "not read any more": named(name for name in before if name not in now),
-        }
+        new, lost = ([name for name in names if name not in others] for names, others in ((now, before), (before, now)))
+        changes = {"read from now on": named(new), "not read any more": named(lost)}
         what = "; ".join(f"{names}: {change}" for change, names in changes.items() if names)
-        first = logging.INFO if self._parameters else logging.WARNING
+        is_first_loss = bool(lost) and not self._losses
         _log.log(
-            _level(self._parameters, first),
+            logging.WARNING if is_first_loss else _level(self._parameters, logging.INFO),
             "esdmon: the parameters of the model have changed (%s): %s",
             what or "the same matrices, of other parameters",
             "\n".join(coverage.lines),
         )
         self._parameters += 1
+        self._losses += bool(lost)
 
     def trainable(self, before: Collection[str], now: Collection[str], names: Collection[str]) -> None:
         """Log which of the matrices `names` require a gradient now and did not before, or the reverse."""

@@ -252,3 +252,12 @@ def test_a_layer_that_blows_up_during_a_long_alert_is_reported() -> None:
     """Ten times as large from step 100 on."""
     found = _norms_while_a_trap_fires([4 * 1.005**k * (10 if k >= 99 else 1) for k in range(110)])
     assert found == [(22, "correlation_trap", "firing"), (101, "norm_explosion", "firing")]
+
+
+@pytest.mark.parametrize(("view", "severity"), [("weight", "warning"), ("lora-delta", "info"), ("difference", "info")])
+def test_an_adapter_that_is_begun_again_is_a_notice(view: str, severity: str) -> None:
+    """As in ReLoRA, which merges it into its base: it starts at zero each time, and the base has what it learned."""
+    norms = [2.0] * 10 + [0.1, 0.14, 0.17, 0.2]
+    layers = [reading(k, view=view, measures={"frobenius_norm": norm}) for k, norm in enumerate(norms, start=1)]
+    (alert,) = alerts_of(RULES["scale_collapse"], (report(layer.step, layer) for layer in layers))
+    assert (alert.step, alert.severity) == (13, severity)

@@ -58,6 +58,22 @@ def test_a_layer_that_may_be_idle_at_times_stands_still_for_longer(ratios: list[
         assert steps(alerts_of(RULES["dead_layer"], reports)) == expected
 
 
+def test_a_layer_that_is_trained_in_turn_with_others_must_stand_still_for_longer_than_before() -> None:
+    """As the head of a task that is trained every other hundred steps: the first pause looks like a fault."""
+
+    def turns(*pauses: int) -> list[tuple[int, str]]:
+        """Return the alerts where a layer moves for twelve reports before and after each pause."""
+        series, since = steady([0.001] * 12), 12
+        for pause in pauses:
+            series += [still(step, since=since) for step in range(since + 1, since + pause + 1)]
+            since += pause + 12
+            series += [report(step, reading(step), reading(step, "dead")) for step in range(since - 11, since + 1)]
+        return steps(alerts_of(RULES["dead_layer"], series))
+
+    assert turns(6, 6, 6, 5) == [(17, "firing"), (19, "resolved")]
+    assert turns(6, 6, 12) == [(17, "firing"), (19, "resolved"), (59, "firing"), (61, "resolved")]
+
+
 def test_a_dead_layer_that_moves_a_little_is_still_dead() -> None:
     """The less often it is read, the farther has it moved by then."""
     reports = steady([0.001] * 10) + [still(step, since=10) for step in range(11, 20)]
@@ -65,8 +81,9 @@ def test_a_dead_layer_that_moves_a_little_is_still_dead() -> None:
     assert steps(alerts_of(RULES["dead_layer"], reports)) == [(15, "firing")]
 
 
-def both(step: int, moved: float, rate: float = 0.01) -> Report:
-    return report(step, *(reading(step, name, moved=moved, learning_rate=rate) for name in ("fc1", "fc2")))
+def both(step: int, moved: float, rate: float = 0.01, decay: float = 0.0) -> Report:
+    layers = (reading(step, n, moved=moved, learning_rate=rate, weight_decay=decay) for n in ("fc1", "fc2"))
+    return report(step, *layers)
 
 
 def test_layers_that_all_stop_at_once_are_dead() -> None:
@@ -80,6 +97,14 @@ def test_layers_that_all_stop_at_once_are_dead() -> None:
     )
     (_, resolved) = alerts_of(RULES["dead_layer"], moving + stopped + [both(60, 0.01)])
     assert (resolved.state, resolved.step) == ("resolved", 60)
+
+
+def test_layers_that_all_stop_at_once_under_an_optimizer_of_whole_batches_are_a_notice() -> None:
+    """LBFGS, which has no setting of weight decay, has converged, or its line search finds no step."""
+    reports = [both(s, 0.01 * (s < 11), decay=math.nan) for s in range(1, 60)]
+    (alert,) = alerts_of(RULES["dead_layer"], reports)
+    assert (alert.layers, alert.severity, alert.step) == (("fc1", "fc2"), "info", 15)
+    assert "an optimizer of whole batches, such as LBFGS, stops so when it has converged" in alert.message
 
 
 @pytest.mark.parametrize(
@@ -156,6 +181,22 @@ def test_a_layer_whose_weight_decay_was_raised_is_not_dead() -> None:
     """The decay outweighs a gradient as large as before, which `norm_decay` reports."""
     before = [report(s, reading(s), reading(s, "dead", weight_decay=0.001)) for s in range(50, 1001, 50)]
     assert alerts_of(RULES["dead_layer"], before + [decaying(s) for s in range(1050, 2001, 50)]) == []
+
+
+@pytest.mark.parametrize(("growth", "count"), [(-0.9e-4, 0), (-0.4e-4, 1)], ids=["converged", "gradients"])
+def test_a_layer_that_decays_is_dead_only_where_gradients_move_another(growth: float, count: int) -> None:
+    """Where the loss has almost vanished, as of an easy first task, decay moves all layers for the most part."""
+    reports = [
+        report(
+            step,
+            *(
+                reading(step, name, step_ratio=1e-4, step_growth=by, moved=5e-3, weight_decay=0.1)
+                for name, by in growths
+            ),
+        )
+        for step, growths in ((step, (("fc1", -1e-4), ("head", growth))) for step in range(50, 1001, 50))
+    ]
+    assert [alert.layer for alert in alerts_of(RULES["dead_layer"], reports)] == ["fc1"] * count
 
 
 def test_layers_that_all_decay_are_not_dead() -> None:

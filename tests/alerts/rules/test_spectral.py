@@ -84,6 +84,19 @@ def test_a_layer_that_hardly_learned_before_its_learning_rate_rose_does_not_go_o
         assert {alert.severity for alert in alerts_of(RULES["over_regularized"], reports)} == {severity}
 
 
+@pytest.mark.parametrize(("ends", "severity"), [(17, "info"), (9, "warning")], ids=["rising", "constant"])
+def test_a_layer_that_moves_far_while_the_learning_rate_still_rises_is_a_notice(ends: int, severity: str) -> None:
+    """As before the top of one cycle: its moves were shorter before, and the rate will fall again."""
+
+    def rate(k: int) -> float:
+        return 0.01 * min(k, ends)
+
+    before = [reading(20 * k, learning_rate=rate(k), start_ratio=0.7) for k in range(1, 13)]
+    after = [over(20 * k, moved=0.5, learning_rate=rate(k), start_ratio=0.9) for k in range(13, 17)]
+    reports = (report(layer.step, layer) for layer in [*before, *after])
+    assert {alert.severity for alert in alerts_of(RULES["over_regularized"], reports)} == {severity}
+
+
 @pytest.mark.parametrize("computed", [False, True])
 def test_the_way_of_a_weight_that_is_computed_is_no_cause(*, computed: bool) -> None:
     """As by `spectral_norm`, which holds its norm: all that it learns goes on to turn it."""
@@ -117,6 +130,18 @@ def test_over_regularised_where_the_layer_decays_is_a_warning(begins: int, norm:
     (alert,) = alerts_of(RULES["over_regularized"], (report(layer.step, layer) for layer in [*good, *small]))
     assert alert.severity == ("warning" if says else "info")
     assert (says or "the layer neither shrinks nor moves far, and may be healthy") in alert.message
+
+
+def test_a_layer_that_shrinks_after_it_has_grown_by_as_much_is_a_notice() -> None:
+    """As after the top of one cycle, when a high learning rate has made it larger than at the start."""
+    norms = [10.0, *[20.0] * 10, *[14.0] * 4]
+    layers = [(reading if step < 11 else over)(step, moved=0.01) for step in range(len(norms))]
+    sized = [
+        replace(each, measures={**each.measures, "frobenius_norm": norm, "erg_gap": -9.0})
+        for each, norm in zip(layers, norms, strict=True)
+    ]
+    (alert,) = alerts_of(RULES["over_regularized"], (report(layer.step, layer) for layer in sized))
+    assert alert.severity == "info"
 
 
 def test_a_border_makes_no_flapping() -> None:

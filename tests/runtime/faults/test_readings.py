@@ -120,6 +120,7 @@ def test_resuming_from_an_older_step(mode: str, tmp_path: Path) -> None:
 @both_modes
 def test_a_model_whose_layer_is_replaced(mode: str, caplog: pytest.LogCaptureFixture) -> None:
     """The new one is read under its name, and what the old one was is not compared with it."""
+    caplog.set_level("INFO", logger="esdmon")
     runs = [Run(mode=mode), Run()]
     for run in runs:
 
@@ -132,7 +133,7 @@ def test_a_model_whose_layer_is_replaced(mode: str, caplog: pytest.LogCaptureFix
         run.train(before=replace)
     runs[0].monitor.close()
     assert runs[0].losses == runs[1].losses
-    assert n_logged(caplog, "the parameters of the model have changed") == 1
+    assert caplog.text.count("the parameters of the model have changed") == 1
     last = runs[0].sink.reports[-1]["2"]
     norm = float(runs[0].model.get_parameter("2.weight").detach().norm())
     assert last.measures["frobenius_norm"] == pytest.approx(norm, rel=0.2)

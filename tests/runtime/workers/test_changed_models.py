@@ -24,6 +24,7 @@ def changed_after(change: Callable[[Training], None]) -> list[dict[str, int]]:
 
 def test_a_layer_that_is_replaced_is_read_as_it_is_now(caplog: pytest.LogCaptureFixture) -> None:
     """The model is what the user's loop trains, and not what it was at the start."""
+    caplog.set_level(logging.INFO, logger="esdmon")
 
     def replace(run: Training) -> None:
         run.model[2] = nn.Linear(96, 80, bias=False)
@@ -36,7 +37,7 @@ def test_a_layer_that_is_replaced_is_read_as_it_is_now(caplog: pytest.LogCapture
 
 
 def test_each_change_is_logged_with_what_it_changes(caplog: pytest.LogCaptureFixture) -> None:
-    """The first as a warning, some more at INFO, others at DEBUG; so are weights that are frozen or trained again."""
+    """Some at INFO, others at DEBUG; so are weights that are frozen or trained again."""
     caplog.set_level(logging.DEBUG, logger="esdmon")
     run = Training(mode="sync", budget=None, every=1).train(1)
 
@@ -48,7 +49,7 @@ def test_each_change_is_logged_with_what_it_changes(caplog: pytest.LogCaptureFix
 
     run.model.add_module("5", nn.Linear(64, 64))
     ((level, text),) = logged("have changed (")
-    assert (level, text.partition("(")[2][:24]) == ("WARNING", "5: read from now on): wa")
+    assert (level, text.partition("(")[2][:24]) == ("INFO", "5: read from now on): wa")
     for expected in ["INFO"] * 4 + ["DEBUG"] * 2:
         run.model.add_module("5", nn.Linear(64, 64))
         ((level, text),) = logged("have changed (")
@@ -75,8 +76,24 @@ def test_a_weight_that_is_tied_again_is_named(caplog: pytest.LogCaptureFixture) 
     caplog.set_level(logging.INFO, logger="esdmon")
     run.model.get_submodule("6").weight = run.model.get_submodule("5").weight
     run.train(1)
-    (text,) = [each for each in caplog.messages if "have changed (" in each]
-    assert "6: not read any more" in text
+    ((level, text),) = [
+        (each.levelname, each.getMessage()) for each in caplog.records if "have changed (" in each.getMessage()
+    ]
+    assert (level, "6: not read any more" in text) == ("WARNING", True)
+    assert run.watched.errors == ()
+
+
+def test_layers_that_a_script_prunes_in_mid_run_are_no_warning(caplog: pytest.LogCaptureFixture) -> None:
+    """Nor a parametrisation: the same matrices are read."""
+    caplog.set_level(logging.INFO, logger="esdmon")
+    run = Training(mode="sync", budget=None, every=1).train(1)
+    prune.l1_unstructured(run.model[2], "weight", 0.2)  # type: ignore[no-untyped-call]
+    run.train(1)
+    parametrize.register_parametrization(run.model[4], "weight", nn.Identity())
+    run.train(1)
+    logged = [each for each in caplog.records if "have changed (" in each.getMessage()]
+    assert [each.levelname for each in logged] == ["INFO", "INFO"]
+    assert [each for each in caplog.records if each.levelno >= logging.WARNING] == []
 
 
 def test_a_model_that_loses_all_its_weights_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
