@@ -30,7 +30,7 @@ def explain(names: list[str]) -> None:
     known = Plugins().rules
     for name in names:
         if name not in known:
-            raise InputError(f"Unknown rule {name!r}. Available: {', '.join(known)}.{nearest(name, known)}")
+            raise InputError(f"unknown rule {name!r}. Available: {', '.join(known)}.{nearest(name, known)}")
     print("\n\n".join(_page(known[name]) for name in names or known))
 
 
