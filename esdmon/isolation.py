@@ -219,7 +219,10 @@ class Faults:
             _log.warning("esdmon: %s failed: %s. Reading goes on without it.", who, message)
         else:
             _log.warning(
-                "esdmon: %s failed at step %d: %s. Training goes on, and it is tried again.", who, step, message
+                "esdmon: %s failed at step %d: %s. Training continues, and this part is tried again.",
+                who,
+                step,
+                message,
             )
 
     def _pause(self, breaker: _Breaker) -> None:

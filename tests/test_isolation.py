@@ -89,7 +89,10 @@ def test_a_part_that_recovers_is_used_as_before(caplog: pytest.LogCaptureFixture
     assert tries(faults, 50, fails_until=3) == [1, 2, 3, *range(13, 51)]
     assert [(fault.count, fault.in_a_row, fault.disabled) for fault in faults] == [(3, 0, False)]
     assert messages(caplog) == [
-        "esdmon: sink console failed at step 1: OSError: no space left. Training goes on, and it is tried again.",
+        (
+            "esdmon: sink console failed at step 1: OSError: no space left. Training continues, and this part is tried "
+            "again."
+        ),
         "esdmon: sink console has failed 3 times in a row and is paused for 10 due steps; see monitor.errors.",
         "esdmon: sink console works again at step 13, after 3 failures.",
     ]

@@ -7,6 +7,7 @@ from statistics import median, median_low
 from esdmon.alerts.rule import Finding, History, evidence_of, has_moved, is_pruned, value_of, values_of
 from esdmon.alerts.rules.jumps import finding, frobenius, is_warming_up, jumped, jumps_after_warm_up, raised, usual_rate
 from esdmon.records import LayerReport
+from esdmon.records.values import significant
 from esdmon.spectrum import Phase
 
 BLOWN_UP = 10.0
@@ -60,7 +61,10 @@ def norm_explosion(history: History, *, factor: float = 3.0, back: float = 2.0) 
         if now.name in history.firing or (
             has_grown and not (_is_at_cost_of_others(now, history.baseline[now.name]) and _is_flat(history, now.name))
         ):
-            what = f"spectral norm {norm:.3g} is over {factor:g} times the {before:.3g} expected from its baseline"
+            what = (
+                f"spectral norm {significant(norm)} is over {factor:g} times the {significant(before)} expected from "
+                "its baseline"
+            )
             rate = usual_rate(history.baseline[now.name])
             yield finding(now, f"{what}{raised('learning rate', now.learning_rate, rate)}", before)
     for name, readings in history.layers.items():
@@ -68,7 +72,9 @@ def norm_explosion(history: History, *, factor: float = 3.0, back: float = 2.0) 
         before = _norm(first) / (1 + first.update_ratio)
         is_blown_up = BLOWN_UP < first.update_ratio < math.inf and _norm(now) > back * before
         if name not in history.firing and has_moved(now) and is_blown_up:
-            what = f"spectral norm {_norm(now):.3g}, up from about {before:.3g} before step {first.step}"
+            what = (
+                f"spectral norm {significant(_norm(now))}, up from about {significant(before)} before step {first.step}"
+            )
             yield finding(now, what, before)
 
 
@@ -158,7 +164,7 @@ def scale_collapse(history: History, *, factor: float = 10.0, back: float = 5.0)
         now, first = readings[-1], history.first[name]
         norm, before = frobenius(now), frobenius(first)
         if norm * (back if name in history.firing else factor) < before:
-            what = f"Frobenius norm {norm:.3g} is below 1/{factor:g} of the {before:.3g} at step {first.step}"
+            what = is_below("Frobenius norm", norm, factor, before, f"at step {first.step}")
             yield finding(now, what, before)
 
 
@@ -187,7 +193,7 @@ def entropy_collapse(history: History, *, factor: float = _HALVED, back: float =
     are ours.
     """
     for now, rank, before in jumps_after_warm_up(history, _effective_rank, "down", factor=factor, back=back):
-        what = f"effective rank {rank:.3g} is below 1/{factor:g} of the {before:.3g} expected from its baseline"
+        what = is_below("effective rank", rank, factor, before, "expected from its baseline")
         yield finding(now, what, before)
 
 
@@ -215,7 +221,7 @@ def stable_rank_drop(history: History, *, factor: float = 2.0, back: float = 1.5
         usual = before if now.name in history.firing else _usual_stable_rank(history.baseline[now.name])
         if max(before, usual) > NOISE_LIKE * now.nulls.get("stable_rank", math.inf):
             continue
-        what = f"stable rank {rank:.3g} is below 1/{factor:g} of the {before:.3g} expected from its baseline"
+        what = is_below("stable rank", rank, factor, before, "expected from its baseline")
         yield finding(now, what, before)
 
 
@@ -305,3 +311,8 @@ def _usual_stable_rank(baseline: Sequence[LayerReport]) -> float:
 def _effective_rank(layer: LayerReport) -> float:
     entropy = value_of(layer, "matrix_entropy")
     return float(layer.n_eigenvalues**entropy) if layer.n_eigenvalues >= _FEW else math.nan
+
+
+def is_below(what: str, value: float, factor: float, before: float, source: str) -> str:
+    """Return that a value has fallen: `stable rank 3.1 is below 50% of the 9.2 expected from its baseline`."""
+    return f"{what} {significant(value)} is below {1 / factor:.0%} of the {significant(before)} {source}"
