@@ -212,7 +212,7 @@ def shown(spec: str) -> str:
 def _sink_hint(spec: str, known: Sequence[str]) -> str:
     """Return what may have been meant by a sink of an unknown scheme: a path or an address without one, or a typo."""
     scheme, has_scheme, _ = spec.partition(":")
-    if "://" in spec:
+    if scheme in ("http", "https"):
         return f" An address that alerts are posted to is given as 'webhook:{scheme}://…'."
     suffix = PurePath(spec).suffix[1:]
     if not has_scheme and suffix in known:

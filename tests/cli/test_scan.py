@@ -219,7 +219,7 @@ def test_a_weight_that_is_not_finite_gives_status_1(checkpoint: Path, capsys: py
     [
         (["missing.pt"], "esdmon scan: missing.pt does not exist"),
         (["a.pt", "--compare", "missing.pt"], "esdmon scan: missing.pt does not exist"),
-        (["a.pt", "--layers", "aa"], "esdmon scan: layers='aa' matches no layer. Did you mean 'a'"),
+        (["a.pt", "--layers", "aa"], "esdmon scan: --layers 'aa' matches no layer. Did you mean 'a'"),
         (["a.pt", "--columns", "alhpa"], "esdmon scan: unknown column 'alhpa' in --columns. Did you mean 'alpha'"),
         (["a.pt", "--sort", "alhpa"], "esdmon scan: unknown column 'alhpa' in --sort. Did you mean 'alpha'"),
         (["a.pt", "--columns", "alpha", "--json"], "esdmon scan: --columns chooses columns of a table or of CSV"),
