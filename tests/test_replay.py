@@ -338,6 +338,10 @@ def test_rules_are_explained(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     assert all(f"\n{rule.name}: {rule.severity}, " in f"\n{text}" for rule in BUILT_IN_RULES)
     assert all(len(line) <= 80 for line in text.splitlines())
+    assert main(["alerts", "explain", "dead_layer"]) == 0
+    _, first, remedy, *_ = capsys.readouterr().out.split("\n\n")
+    assert first.strip() == "A layer in the optimizer does not move."
+    assert remedy.strip().startswith("What to do: ")
     assert main(["alerts", "explain", "over_regularised"]) == 2
     assert "Did you mean 'over_regularized'" in capsys.readouterr().err
 
