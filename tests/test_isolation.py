@@ -185,10 +185,10 @@ def test_what_fails_while_a_model_is_read_once(caplog: pytest.LogCaptureFixture)
     tries(faults, 3)
     assert faults.disabled("sink console")
     first, last = messages(caplog)
-    assert first == "esdmon: sink console failed: OSError: no space left. Reading goes on without it."
+    assert first == "esdmon: sink console failed: OSError: no space left. Reading continues without it."
     assert last == (
         "esdmon: sink console has failed 3 times in a row and is not used for the rest of this model, so its values "
-        "are missing there. Mend it, and read the model again."
+        "are missing there. Correct it, and read the model again."
     )
 
 

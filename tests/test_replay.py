@@ -177,7 +177,7 @@ def test_a_rule_that_fails_says_what_that_means_for_the_replay(
     assert same(replay(folder, [AlertRule("broken", broken), *BUILT_IN_RULES])) == same(monitor.alerts)
     first, last = caplog.messages
     assert re.fullmatch(
-        r"esdmon: rule broken failed at step \d+: ZeroDivisionError: in a rule. The replay goes on .*", first
+        r"esdmon: rule broken failed at step \d+: ZeroDivisionError: in a rule. The replay continues .*", first
     )
     assert last.startswith(
         "esdmon: rule broken has failed 3 times in a row and is not checked in the rest of this run, so"

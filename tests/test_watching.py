@@ -221,8 +221,10 @@ def test_a_rule_whose_measures_are_not_taken_is_left_out_and_may_not_act(caplog:
     """Silently it would never stop a run."""
     with caplog.at_level(logging.INFO, "esdmon"):
         esdmon.watch(nn.Linear(64, 64), sinks=None, measures=["stable_rank"]).close()
-    assert "the rule rank_collapse is not checked, since it needs hard_rank: add that to measures=" in caplog.text
-    with pytest.raises(InputError, match="the rule rank_collapse, which is to act, needs hard_rank: add that"):
+    assert "the rule rank_collapse is not checked, since it needs hard_rank: add it to measures=" in caplog.text
+    with pytest.raises(
+        InputError, match="the rule rank_collapse has an action, but needs hard_rank, which is not computed: add it"
+    ):
         esdmon.watch(nn.Linear(64, 64), sinks=None, measures=["stable_rank"], stop_on="rank_collapse")
 
 

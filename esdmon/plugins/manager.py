@@ -129,8 +129,8 @@ class Plugins:
             return
         if (missing := _missing(spec)) is not None:
             raise InputError(
-                f"a sink is 'scheme:target' or has write, alert, flush and close; {missing}. A run or a writer of "
-                "yours goes into a sink: esdmon_wandb.WandbSink(run), esdmon_tensorboard.TensorBoardSink(writer), "
+                f"a sink is 'scheme:target' or has write, alert, flush and close; {missing}. Pass your own "
+                "run or writer in a sink: esdmon_wandb.WandbSink(run), esdmon_tensorboard.TensorBoardSink(writer), "
                 "esdmon.sinks.ScalarLoggerSink(log) for any other"
             )
 
