@@ -24,7 +24,8 @@ NOT_WEIGHTS = re.compile(
     r"optim|scheduler|scaler|rng|random_states|training_args|sampler|dl_state|recipe_state|pytorch_variables"
     r"|^esdmon\.pt$"
 )
-"""Parts of names of other files beside weights; that of Stable-Baselines3 for tensors outside modules, and the state of our monitor."""
+"""Parts of names of other files beside weights, such as that of Stable-Baselines3 for tensors outside modules, and the
+file with the state of a monitor."""
 _MAX_HEADER = 100_000_000  # of a safetensors file, in bytes: the limit of its library
 _FIRST = 512  # bytes that are looked at: a header of tar
 _LEGACY_START = 32  # bytes that contain the number of the older layout, for any protocol
