@@ -51,6 +51,8 @@ class Rows:
 
 def plot_layer(layer: curves.Layer, axes: Axes | None) -> Axes:
     """Draw the spectrum of a layer, with a legend: see `LayerReport.plot`."""
+    if layer.esd is None and layer.reason:
+        raise InputError(f"{layer.name} has no spectrum at step {layer.step}: {layer.reason}")
     if layer.esd is None:
         raise InputError(
             f"{layer.name} has no spectrum at step {layer.step}. A JSONL has that of every fifth reading: "
