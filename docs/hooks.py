@@ -178,8 +178,9 @@ def _each_rule() -> str:
     """Return a section for each alert rule, with all that `esdmon alerts explain` prints."""
     parts = []
     for rule in BUILT_IN_RULES:
-        parts += [f"### {rule.name}", f"*{rule.severity}, {persistence(rule)}*", rule.page]
-        parts += [f"**What to do:** {rule.advice}"]
+        first, _, details = rule.page.partition("\n\n")
+        parts += [f"### {rule.name}", f"*{rule.severity}, {persistence(rule)}*", first]
+        parts += [f"**What to do:** {rule.advice}", details]
         parts += [f"**Thresholds:** `{thresholds(rule)}`"] if rule.thresholds else []
         parts += [f"**Mutes,** in the same layer: {', '.join(rule.mutes)}"] if rule.mutes else []
         parts += (

@@ -42,14 +42,14 @@ def unknown_option(name: str, options: Iterable[str]) -> InputError:
     """
     known = list(options)
     if not known:
-        return InputError(f"Unknown option {name}=. This call has no options.")
+        return InputError(f"unknown option {name}=. This call has no options.")
     words = [word for word in name.lower().split("_") if word not in _VERBS]
     remedy = nearest("_".join(words) or name, known, cutoff=_SIMILARITY)
     for names, option, how in _WISHES:
         if not remedy and words and option in known and set(words) <= set(names.split()):
             remedy = f" {how}."
     remedy = remedy or _longer(name, known) or f" Options here: {', '.join(known)}."
-    return InputError(f"Unknown option {name}=.{remedy}")
+    return InputError(f"unknown option {name}=.{remedy}")
 
 
 def explain_wrong_calls(target: Called) -> Called:
@@ -115,7 +115,7 @@ def _refuse(
         for name, each in parameters.items()
         if each.default is each.empty and name not in (*placed[:count], *named) and name in options
     ]
-    raise InputError(f"{function}() needs {', '.join(missing)}, which the call lacks. Add that.")
+    raise InputError(f"{function}() needs {', '.join(missing)}, which is missing from the call.")
 
 
 def _longer(name: str, known: Iterable[str]) -> str:

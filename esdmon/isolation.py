@@ -213,13 +213,16 @@ class Faults:
         who, step, message = fault.who, fault.step, fault.message
         if self._during == "replay":
             _log.warning(
-                "esdmon: %s failed at step %d: %s. The replay goes on without what it finds there.", who, step, message
+                "esdmon: %s failed at step %d: %s. The replay continues without its findings there.", who, step, message
             )
         elif self._during == "reading":
-            _log.warning("esdmon: %s failed: %s. Reading goes on without it.", who, message)
+            _log.warning("esdmon: %s failed: %s. Reading continues without it.", who, message)
         else:
             _log.warning(
-                "esdmon: %s failed at step %d: %s. Training goes on, and it is tried again.", who, step, message
+                "esdmon: %s failed at step %d: %s. Training continues, and this part is tried again.",
+                who,
+                step,
+                message,
             )
 
     def _pause(self, breaker: _Breaker) -> None:
@@ -230,14 +233,14 @@ class Faults:
         if self._during == "replay":
             _log.warning(
                 "esdmon: %s has failed %d times in a row and is not checked in the rest of this run, so its alerts are "
-                "missing. Mend it, and replay the run again.",
+                "missing. Correct it, and replay the run again.",
                 fault.who,
                 fault.in_a_row,
             )
         elif self._during == "reading":
             _log.warning(
                 "esdmon: %s has failed %d times in a row and is not used for the rest of this model, so its values are "
-                "missing there. Mend it, and read the model again.",
+                "missing there. Correct it, and read the model again.",
                 fault.who,
                 fault.in_a_row,
             )

@@ -20,7 +20,7 @@ from esdmon.records import Alert, LayerReport, Report, html
 from esdmon.records.frame import to_frame
 from esdmon.records.outcome import outcome
 from esdmon.records.plots import Rows, plot_course
-from esdmon.records.text import near_or_first
+from esdmon.records.text import count, near_or_first
 from esdmon.records.timeline import Timeline
 from esdmon.run_files import find_file
 
@@ -85,9 +85,12 @@ class Run:
             KeyError: for an unknown name.
             InputError: if no reading up to `step` has a spectrum, as in files of older versions.
         """
-        with_spectrum = [layer for layer in self.readings(name) if layer.esd is not None and layer.step <= step]
+        considered = [layer for layer in self.readings(name) if layer.step <= step]
+        with_spectrum = [layer for layer in considered if layer.esd is not None]
+        until = "" if step == math.inf else f" up to step {step}"
+        if considered and all(layer.reason for layer in considered):
+            raise InputError(f"{self.path} has no spectrum of {name}{until}: {considered[-1].reason}")
         if not with_spectrum:
-            until = "" if step == math.inf else f" up to step {step}"
             raise InputError(f"{self.path} has no spectrum of {name}{until}: older versions wrote none. Watch again.")
         return with_spectrum[-1]
 
@@ -172,7 +175,7 @@ def load(run: str | Path, *, number: int | None = None) -> Run:
     path = find_file(run)
     runs = _joined(replay.events_by_run(path))
     if number is not None and not 1 <= number <= len(runs):
-        raise InputError(f"number={number} is out of range: {path} contains {len(runs)} runs, counted from 1.")
+        raise InputError(f"number={number} is out of range: {path} contains {count(len(runs), 'run')}, counted from 1.")
     chosen = len(runs) if number is None else number
     reports, alerts = runs[chosen - 1]
     return Run(path, tuple(reports), tuple(alerts), chosen, len(runs))

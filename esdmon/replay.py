@@ -269,7 +269,7 @@ def parse(lines: Iterable[str], path: Path, restorer: Restorer) -> Iterator[Reco
         yield restorer.restore(record) if record["kind"] in ("layer", "summary") else record
     if torn:
         what = count(torn, "incomplete line")
-        _log.warning("esdmon: %s: skipped %s, as a kill or a full disk leaves behind.", path, what)
+        _log.warning("esdmon: %s: skipped %s, which a killed process or a full disk leaves behind.", path, what)
 
 
 def _lines(path: Path) -> Iterator[str]:

@@ -3,13 +3,16 @@
 The module is not named `watch`, because a submodule of this name would replace the function `esdmon.watch`.
 """
 
+import errno
 import itertools
 import logging
 import operator
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Unpack
 
 import torch
@@ -17,6 +20,7 @@ from torch.optim import Optimizer
 
 from esdmon.alerts import AlertManager
 from esdmon.calls import explain_wrong_calls
+from esdmon.errors import InputError
 from esdmon.isolation import Faults
 from esdmon.limits import Limits
 from esdmon.options import WatchKeywords, WatchOptions, shows_options
@@ -44,6 +48,7 @@ from esdmon.runtime.workers.processes import Processes
 from esdmon.schedule import Schedule
 from esdmon.schedule.budget import Budget
 from esdmon.schedule.workers import Workers
+from esdmon.sinks import Sink
 from esdmon.torch_private import job_store, use_one_thread
 from esdmon.weights import Drift, Model, Transfers, opened
 from esdmon.weights.names import unwrap
@@ -187,15 +192,16 @@ def attach(
     )
     transfers.waits = mode == "sync"
     rules = usable_rules(options.alert_config, reader.measures)
-    if hooked is not None:
-        _close_older(hooked, model)
+    close_older = nullcontext if hooked is None else partial(_close_older, hooked, model)
+    sinks = _open_sinks(shared, close_older) if shared.leads else []
+    close_older()  # not before the sinks are open: a call that raises leaves the older monitor as it was
     budget, executor = _executor(shared, reader, mode, processes)
     readings, escalation = _readings(shared, reader, executor, budget, has_rules=bool(rules))
     actions = actions_for(options.alert_config, options.on_alert, known)
     monitor = Monitor(
         readings,
         schedule=options.schedule,
-        sinks=open_sinks(options.sinks, known, webhook=options.alert_config.webhook) if shared.leads else (),
+        sinks=sinks,
         alerts=AlertManager(rules if shared.leads else (), faults=faults, who=rule_labels(options.alert_config, known)),
         actions=actions,
         budget=budget,
@@ -299,6 +305,19 @@ def _readings(
     if not has_rules:
         return readings, None
     return readings, Escalation(StepSampling(reader.steps, budget), None if job is None else readings)
+
+
+def _open_sinks(shared: _Shared, close_older: Callable[[], object]) -> list[tuple[str, Sink]]:
+    """Return the open sinks; close an older monitor of the model first where it may serve the address of one."""
+    options = shared.options
+    open_them = partial(open_sinks, options.sinks, options.known, webhook=options.alert_config.webhook)
+    try:
+        return open_them()
+    except InputError as error:
+        if not (isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.EADDRINUSE):
+            raise
+    close_older()
+    return open_them()
 
 
 def _close_older(optimizer: Optimizer, model: Model) -> None:

@@ -198,7 +198,7 @@ def test_measures_can_be_chosen() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"measures": ["stabel_rank"]}, r"Unknown measure 'stabel_rank' in measures=. Did you mean 'stable_rank'"),
+        ({"measures": ["stabel_rank"]}, r"unknown measure 'stabel_rank' in measures=. Did you mean 'stable_rank'"),
         ({"precision": "half"}, "precision= must be one of auto, exact; got 'half'"),
         ({"layers": ["fc9"]}, "layers='fc9' matches no layer"),
     ],

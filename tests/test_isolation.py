@@ -89,7 +89,10 @@ def test_a_part_that_recovers_is_used_as_before(caplog: pytest.LogCaptureFixture
     assert tries(faults, 50, fails_until=3) == [1, 2, 3, *range(13, 51)]
     assert [(fault.count, fault.in_a_row, fault.disabled) for fault in faults] == [(3, 0, False)]
     assert messages(caplog) == [
-        "esdmon: sink console failed at step 1: OSError: no space left. Training goes on, and it is tried again.",
+        (
+            "esdmon: sink console failed at step 1: OSError: no space left. Training continues, and this part is tried "
+            "again."
+        ),
         "esdmon: sink console has failed 3 times in a row and is paused for 10 due steps; see monitor.errors.",
         "esdmon: sink console works again at step 13, after 3 failures.",
     ]
@@ -182,10 +185,10 @@ def test_what_fails_while_a_model_is_read_once(caplog: pytest.LogCaptureFixture)
     tries(faults, 3)
     assert faults.disabled("sink console")
     first, last = messages(caplog)
-    assert first == "esdmon: sink console failed: OSError: no space left. Reading goes on without it."
+    assert first == "esdmon: sink console failed: OSError: no space left. Reading continues without it."
     assert last == (
         "esdmon: sink console has failed 3 times in a row and is not used for the rest of this model, so its values "
-        "are missing there. Mend it, and read the model again."
+        "are missing there. Correct it, and read the model again."
     )
 
 

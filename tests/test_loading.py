@@ -205,6 +205,16 @@ def test_a_layer_is_plotted(run: esdmon.Run) -> None:
         run.last["lives"].plot()
 
 
+def test_a_layer_that_was_not_read_says_why_there_is_no_spectrum(run: esdmon.Run) -> None:
+    """And not that older versions wrote none."""
+    skipped = LayerReport("small", "skipped", run.last.step, "9 eigenvalues; at least 10 are needed")
+    with pytest.raises(InputError, match=r"^small has no spectrum at step \d+: 9 eigenvalues; at least 10 are needed$"):
+        skipped.plot()
+    report = replace(run.last, layers=(*run.last.layers, skipped))
+    with pytest.raises(InputError, match=r"has no spectrum of small: 9 eigenvalues; at least 10 are needed$"):
+        replace(run, reports=(*run.reports[:-1], report)).spectrum("small")
+
+
 @pytest.mark.parametrize("name", ["a$b$c", "x" * 300, "new\nline", "слой", "%s{}"])
 def test_any_name_and_spectrum_is_plotted(name: str, run: esdmon.Run) -> None:
     """Nothing is taken for a formula; warnings would be errors."""

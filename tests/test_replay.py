@@ -177,7 +177,7 @@ def test_a_rule_that_fails_says_what_that_means_for_the_replay(
     assert same(replay(folder, [AlertRule("broken", broken), *BUILT_IN_RULES])) == same(monitor.alerts)
     first, last = caplog.messages
     assert re.fullmatch(
-        r"esdmon: rule broken failed at step \d+: ZeroDivisionError: in a rule. The replay goes on .*", first
+        r"esdmon: rule broken failed at step \d+: ZeroDivisionError: in a rule. The replay continues .*", first
     )
     assert last.startswith(
         "esdmon: rule broken has failed 3 times in a row and is not checked in the rest of this run, so"
@@ -338,6 +338,10 @@ def test_rules_are_explained(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     assert all(f"\n{rule.name}: {rule.severity}, " in f"\n{text}" for rule in BUILT_IN_RULES)
     assert all(len(line) <= 80 for line in text.splitlines())
+    assert main(["alerts", "explain", "dead_layer"]) == 0
+    _, first, remedy, *_ = capsys.readouterr().out.split("\n\n")
+    assert first.strip() == "A layer in the optimizer does not move."
+    assert remedy.strip().startswith("What to do: ")
     assert main(["alerts", "explain", "over_regularised"]) == 2
     assert "Did you mean 'over_regularized'" in capsys.readouterr().err
 

@@ -182,12 +182,12 @@ def test_rank_collapse_is_found_in_training(alerts: str | list[str] | None) -> N
     [
         ({"every": 0}, r"every= must be a number of steps, 1 or more, or a function of the step; got 0"),
         ({"every": 2.5}, "got 2.5"),
-        ({"sinks": "tensorbord:x"}, "Unknown sink scheme 'tensorbord' .*Did you mean 'tensorboard'"),
+        ({"sinks": "tensorbord:x"}, "unknown sink scheme 'tensorbord' .*Did you mean 'tensorboard'"),
         ({"sinks": [3]}, "a sink is 'scheme:target' or has write, alert, flush and close; 3 has no write"),
         ({"sinks": ["jsonl"]}, "jsonl needs a path"),
         ({"layers": ["nope*"]}, r"layers='nope\*' matches no layer"),
         ({"alerts": ["rank_colapse"]}, "unknown rule 'rank_colapse' in alerts=.*Did you mean 'rank_collapse'"),
-        ({"optimizer": 3}, "optimizer is a int, not a torch.optim.Optimizer"),
+        ({"optimizer": 3}, "optimizer is of type int, not a torch.optim.Optimizer"),
         ({"every": lambda: True}, "every= as a function takes the step"),
         ({"layers": []}, "layers= is empty"),
         ({"layers": 5}, "layers= must be a list of patterns of names, or None for all; got 5"),
@@ -212,7 +212,7 @@ def test_a_sink_that_cannot_be_opened_leaves_no_hook_and_no_file_open(tmp_path: 
     """The sinks before it are closed again: an open file would be a ResourceWarning, which is an error here."""
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with pytest.raises(InputError, match="Unknown sink scheme 'nope'"):
+    with pytest.raises(InputError, match="unknown sink scheme 'nope'"):
         esdmon.watch(model, optimizer, sinks=[f"jsonl:{tmp_path / 'a.jsonl'}", "nope:x"])
     assert not optimizer._optimizer_step_post_hooks
 
@@ -221,8 +221,10 @@ def test_a_rule_whose_measures_are_not_taken_is_left_out_and_may_not_act(caplog:
     """Silently it would never stop a run."""
     with caplog.at_level(logging.INFO, "esdmon"):
         esdmon.watch(nn.Linear(64, 64), sinks=None, measures=["stable_rank"]).close()
-    assert "the rule rank_collapse is not checked, since it needs hard_rank: add that to measures=" in caplog.text
-    with pytest.raises(InputError, match="the rule rank_collapse, which is to act, needs hard_rank: add that"):
+    assert "the rule rank_collapse is not checked, since it needs hard_rank: add it to measures=" in caplog.text
+    with pytest.raises(
+        InputError, match="the rule rank_collapse has an action, but needs hard_rank, which is not computed: add it"
+    ):
         esdmon.watch(nn.Linear(64, 64), sinks=None, measures=["stable_rank"], stop_on="rank_collapse")
 
 

@@ -34,6 +34,7 @@ from esdmon.records import Severity
 _TABLES = ("rules", "actions")
 _ACTIONS = ("webhook", "stop_training", "save_checkpoint")
 _OF_EVERY_RULE = ("enabled", "for", "clear", "severity", "layers", "exclude")
+_OFF = " alerts=None checks no rule."
 _OWN_RULES = " A rule of your own is known here where a plugin registers it."
 _SEVERITIES: tuple[str, ...] = get_args(Severity)
 
@@ -79,7 +80,8 @@ def select_rules(alerts: Iterable[object], known: Mapping[str, AlertRule]) -> tu
             raise InputError(f"alerts= contains the function {name}: give AlertRule({name!r}, {name})")
         else:
             names = ("default", *known)
-            msg = f"unknown rule {item!r} in alerts=; valid names: {', '.join(names)}.{nearest(str(item), names)}"
+            remedy = _OFF if str(item).lower() in ("none", "off", "no") else nearest(str(item), names)
+            msg = f"unknown rule {item!r} in alerts=; valid names: {', '.join(names)}.{remedy}"
             raise InputError(msg)
         chosen |= {rule.name: own.get(rule.name, rule) for rule in rules if rule.name not in chosen}
     return tuple(chosen.values())

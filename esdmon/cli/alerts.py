@@ -30,7 +30,7 @@ def explain(names: list[str]) -> None:
     known = Plugins().rules
     for name in names:
         if name not in known:
-            raise InputError(f"Unknown rule {name!r}. Available: {', '.join(known)}.{nearest(name, known)}")
+            raise InputError(f"unknown rule {name!r}. Available: {', '.join(known)}.{nearest(name, known)}")
     print("\n\n".join(_page(known[name]) for name in names or known))
 
 
@@ -97,9 +97,10 @@ def thresholds(rule: AlertRule) -> str:
 
 
 def _page(rule: AlertRule) -> str:
-    paragraphs = rule.page.split("\n\n")
+    first, *paragraphs = rule.page.split("\n\n")
     if rule.advice:
-        paragraphs.append(f"What to do: {rule.advice}")
+        paragraphs.insert(0, f"What to do: {rule.advice}")  # before the details, which may fill a screen
+    paragraphs.insert(0, first)
     if rule.thresholds:
         paragraphs.append(f"Thresholds: {thresholds(rule)}")
     return "\n\n".join([f"{rule.name}: {rule.severity}, {persistence(rule)}", *map(_indented, paragraphs)])

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
+from esdmon.cli.arguments import with_flags
 from esdmon.cli.scan_output import (
     View,
     as_csv,
@@ -220,7 +221,7 @@ def _lines(snapshots: Sequence[Snapshot], tracks: Sequence[Track], view: View) -
     alone = [(f"only in {_which(places, snapshots)}", name) for name, places in _alone(snapshots).items()]
     yield from grouped(alone)
     yield verdict(snapshots[-1].report.layers)
-    yield str(snapshots[-1].report.coverage)
+    yield with_flags(str(snapshots[-1].report.coverage))
 
 
 def _cell(column: Column, track: Track, *, shortened: bool) -> str:

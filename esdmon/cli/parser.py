@@ -2,20 +2,18 @@
 
 import argparse
 import io
-import math
 import os
-import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, redirect_stderr, redirect_stdout, suppress
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
 
 import esdmon
+from esdmon.cli.arguments import Parser, number, with_flags
 from esdmon.encoding import PLAIN
-from esdmon.errors import EsdmonError, nearest, printable
+from esdmon.errors import EsdmonError, printable
 
-Number = TypeVar("Number", int, float)
 FAILURE = 2
 INTERRUPTED = 130
 LEAST_EIGENVALUES = 10
@@ -35,12 +33,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: Sequence[str] | None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors=PLAIN)  # an ASCII terminal gets an x for a ×
-    parser = make_parser()
-    options = parser.parse_args(arguments)
-    if options.command is None:
-        parser.print_help()
-        return 0
+    name = "esdmon"
     try:
+        options = _parsed(arguments)
+        name = f"esdmon {options.command or ''}".rstrip()
         status: int = options.run(options)
         sys.stdout.flush()
     except BrokenPipeError:
@@ -48,15 +44,29 @@ def _run(arguments: Sequence[str] | None) -> int:
         return FAILURE
     except OSError as error:
         _drop_output()
-        _complain(f"esdmon {options.command}: cannot write: {error.strerror or error}")
+        _complain(f"{name}: cannot write: {error.strerror or error}")
         return FAILURE
     except EsdmonError as error:
-        _complain(f"esdmon {options.command}: {printable(str(error))}")
+        _complain(f"{name}: {printable(with_flags(str(error)))}")
         return FAILURE
     except KeyboardInterrupt:
-        _complain(f"\nesdmon {options.command}: stopped.")
+        _complain(f"\n{name}: stopped.")
         return INTERRUPTED
     return status
+
+
+def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Return the options of a command.
+
+    Raises:
+        SystemExit: after the help, the version or a wrong usage was printed.
+        OSError: where they cannot be printed.
+    """
+    try:
+        return make_parser().parse_args(arguments)
+    except SystemExit:
+        sys.stdout.flush()  # here, since an error of the flush at exit would not be explained
+        raise
 
 
 def _complain(text: str) -> None:
@@ -69,24 +79,11 @@ def _drop_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-class _Parser(argparse.ArgumentParser):
-    """A parser that refuses unknown options itself, so that the usage shown is that of the command that was called."""
-
-    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
-        """Parse arguments, and refuse those that are left, with the option that may have been meant."""
-        found, unknown = super().parse_known_args(args, namespace)
-        if unknown:
-            known = re.findall(r"--[\w-]+", self.format_usage())
-            option = next((each for each in unknown if each.startswith("-")), unknown[0])
-            near = nearest(option.partition("=")[0], known, cutoff=0.75)
-            self.error(f"unrecognized arguments: {' '.join(unknown)}{'.' + near if near else ''}")
-        return found, unknown
-
-
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands."""
-    parser = _Parser(prog="esdmon", description="Monitor the spectra of a network's weights.")
+    parser = Parser(prog="esdmon", description="Monitor the spectra of a network's weights.")
     parser.add_argument("--version", action="version", version=esdmon.__version__)
+    parser.set_defaults(run=partial(_help, parser))
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     _add_demo(
         commands.add_parser("demo", help="train a small network with a fault in the middle, and show its spectra live")
@@ -115,6 +112,11 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _help(parser: argparse.ArgumentParser, _options: argparse.Namespace) -> int:
+    parser.print_help()
+    return 0
+
+
 def _add_demo(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Train a small network on scikit-learn's digits, watched by esdmon. In the middle of the run weight decay is "
@@ -124,17 +126,17 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
     default = "(default: %(default)s)"
     parser.add_argument(
         "--batch-size",
-        type=_number(int, 1, 1500),
+        type=number(int, 1, 1500),
         default=30,
         metavar="N",
         help=f"examples per step, 1 to 1500 {default}",
     )
-    parser.add_argument("--lr", type=_number(float, 0, 10), default=0.02, help=f"learning rate of SGD {default}")
+    parser.add_argument("--lr", type=number(float, 0, 10), default=0.02, help=f"learning rate of SGD {default}")
     parser.add_argument(
-        "--epochs", type=_number(int, 1, 10_000), default=32, metavar="N", help=f"passes over the digits {default}"
+        "--epochs", type=number(int, 1, 10_000), default=32, metavar="N", help=f"passes over the digits {default}"
     )
     parser.add_argument(
-        "--seed", type=_number(int, 0, 2**32 - 1), default=0, metavar="N", help=f"seed of the random numbers {default}"
+        "--seed", type=number(int, 0, 2**32 - 1), default=0, metavar="N", help=f"seed of the random numbers {default}"
     )
     parser.add_argument("--out", default="runs/demo", metavar="DIR", help=f"folder for the data {default}")
     parser.add_argument("--healthy", action="store_true", help="train without the fault, so that no alert fires")
@@ -170,7 +172,7 @@ def _add_scan(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--exclude", nargs="+", metavar="PATTERN", default=[], help="skip matching layers")
     parser.add_argument(
         "--max-eigenvalues",
-        type=_number(int, LEAST_EIGENVALUES, 10**9),
+        type=number(int, LEAST_EIGENVALUES, 10**9),
         metavar="N",
         help=f"skip matrices with more eigenvalues; {LEAST_EIGENVALUES} or more, since smaller matrices are not read",
     )
@@ -185,7 +187,7 @@ def _add_scan(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--measures", nargs="+", metavar="NAME", help="names of measures, or 'all'")
     parser.add_argument(
         "--workers",
-        type=_number(int, 1, 4096),
+        type=number(int, 1, 4096),
         metavar="N",
         help="number of processes that read in parallel (default: as many as cores, memory and work allow)",
     )
@@ -319,22 +321,3 @@ def _plugins(options: argparse.Namespace) -> int:
     from esdmon.cli import plugins  # noqa: PLC0415 -- loads numpy
 
     return plugins.show(as_json=options.json)
-
-
-def _number(kind: type[Number], low: Number, high: Number) -> Callable[[str], Number]:
-    """Return a parser of numbers in [low, high], or in (low, high] for floats; argparse prints its error."""
-
-    def parse(text: str) -> Number:
-        try:
-            value = kind(text)
-        except ValueError as error:
-            msg = f"{text!r} is not {'a whole number' if kind is int else 'a number'}"
-            raise argparse.ArgumentTypeError(msg) from error
-        inside = low <= value <= high if kind is int else math.isfinite(value) and low < value <= high
-        if not inside:
-            bounds = f"from {low} to {high}" if kind is int else f"above {low} and at most {high}"
-            msg = f"{text} is out of range: give a number {bounds}"
-            raise argparse.ArgumentTypeError(msg)
-        return value
-
-    return parse

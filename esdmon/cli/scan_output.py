@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
+from esdmon.cli.arguments import with_flags
 from esdmon.errors import printable
 from esdmon.present.columns import DROPPED_FIRST, Column, sort_layers
 from esdmon.present.verdict import verdict
@@ -50,7 +51,7 @@ def output(report: Report, view: View) -> str:
         return as_csv([record_of(layer) for layer in layers], view)
     table = fitting_table(view, [[layer] for layer in layers], lambda column, cells: column.show(cells[0]))
     notes = [*layer_notes(layers), *dead_notes(layers), *(alpha_note(layers) if shows(view, "alpha") else ())]
-    return "\n".join([*report.origin_lines, *table, *notes, verdict(report.layers), str(report.coverage)])
+    return "\n".join([*report.origin_lines, *table, *notes, verdict(report.layers), with_flags(str(report.coverage))])
 
 
 def record_of(layer: LayerReport) -> Record:

@@ -55,11 +55,11 @@ def usable_rules(config: AlertConfig, measures: Sequence[str]) -> list[AlertRule
         if not missing:
             usable.append(rule)
         elif rule.name in (*config.stop_on, *config.save_on):
-            raise InputError(f"the rule {rule.name}, which is to act, needs {missing}: add that to measures=")
-        else:
-            _log.info(
-                "esdmon: the rule %s is not checked, since it needs %s: add that to measures=", rule.name, missing
+            raise InputError(
+                f"the rule {rule.name} has an action, but needs {missing}, which is not computed: add it to measures="
             )
+        else:
+            _log.info("esdmon: the rule %s is not checked, since it needs %s: add it to measures=", rule.name, missing)
     return usable
 
 

@@ -20,5 +20,5 @@ def choose_measures(measures: str | Sequence[str], known: Mapping[str, Measure])
     for name in names:
         if name not in known:
             hint = nearest(str(name), known) or f" Available: {', '.join(known)}."
-            raise InputError(f"Unknown measure {name!r} in measures=.{hint}")
+            raise InputError(f"unknown measure {name!r} in measures=.{hint}")
     return tuple(known[name] for name in names)

@@ -107,11 +107,11 @@ def _automatic(known: Plugins) -> list[str | Sink]:
         remedy = "Choose another working directory, or give sinks=: 'jsonl:PATH' or 'console', for example."
         raise unwritable(str(Path("runs").absolute()), error, remedy=remedy) from error
     sinks: list[str | Sink] = [f"jsonl:{folder / 'esdmon.jsonl'}"]
-    how = f"`esdmon report {folder}` makes a page of them"
+    how = f"`esdmon report {folder}` writes them to one HTML file"
     # A user who has begun a run of Weights & Biases looks there; who has not imported it, has not.
     if "wandb" in known.schemes and getattr(sys.modules.get("wandb"), "run", None) is not None:
         sinks.insert(0, "wandb")
-        how = "they stand in the active run of Weights & Biases"
+        how = "they are in the active run of Weights & Biases"
     elif "tensorboard" in known.schemes and find_spec("tensorboard") is not None:
         sinks.insert(0, f"tensorboard:{folder}")
         how = f"`tensorboard --logdir {folder.parent}` shows them"

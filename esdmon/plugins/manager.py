@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, final
 
 from esdmon.alerts import AlertRule
@@ -122,14 +123,14 @@ class Plugins:
             if scheme not in self._sinks:
                 known = sorted(self._sinks)
                 raise InputError(
-                    f"Unknown sink scheme {scheme!r} in {shown(spec)!r}. Available: {', '.join(known)}."
-                    f"{nearest(scheme, known)}"
+                    f"unknown sink scheme {scheme!r} in {shown(spec)!r}. Available: {', '.join(known)}."
+                    f"{_sink_hint(spec, known)}"
                 )
             return
         if (missing := _missing(spec)) is not None:
             raise InputError(
-                f"a sink is 'scheme:target' or has write, alert, flush and close; {missing}. A run or a writer of "
-                "yours goes into a sink: esdmon_wandb.WandbSink(run), esdmon_tensorboard.TensorBoardSink(writer), "
+                f"a sink is 'scheme:target' or has write, alert, flush and close; {missing}. Pass your own "
+                "run or writer in a sink: esdmon_wandb.WandbSink(run), esdmon_tensorboard.TensorBoardSink(writer), "
                 "esdmon.sinks.ScalarLoggerSink(log) for any other"
             )
 
@@ -206,6 +207,19 @@ def _missing(sink: object) -> str | None:
 def shown(spec: str) -> str:
     """Return the name of a sink for messages, without its URL, which may be a secret."""
     return f"{spec.partition(':')[0]}:…" if "://" in spec else spec
+
+
+def _sink_hint(spec: str, known: Sequence[str]) -> str:
+    """Return what may have been meant by a sink of an unknown scheme: a path or an address without one, or a typo."""
+    scheme, has_scheme, _ = spec.partition(":")
+    if scheme in ("http", "https"):
+        return f" An address that alerts are posted to is given as 'webhook:{scheme}://…'."
+    suffix = PurePath(spec).suffix[1:]
+    if not has_scheme and suffix in known:
+        return f" Did you mean '{suffix}:{spec}'?"
+    if not has_scheme and "/" in spec:
+        return f" Did you mean 'tensorboard:{spec}' or 'jsonl:{spec}/esdmon.jsonl'?"
+    return nearest(scheme, known)
 
 
 def _measures(items: Iterable[Any]) -> dict[str, Measure]:

@@ -7,8 +7,7 @@ drawn directly, without matplotlib's locators, formatters and layout, which took
 
 import logging
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, final
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 from esdmon.errors import MissingExtraError
 from esdmon.records import Esd, LayerReport, curves
+from esdmon.records.drawing_log import without_debugging_lines
 
 if TYPE_CHECKING:
     from matplotlib.text import Text
@@ -29,7 +29,6 @@ _LONGEST_NAME = 36  # characters that fit beside the step
 _MOST_TICKS = 6
 _BLUE, _RED, _BLACK, _GREY = "#9db7d5", "#c0392b", "#222222", "#dddddd"
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-_CHATTY = ("matplotlib", "matplotlib.font_manager")  # loggers
 _local = threading.local()  # matplotlib is not thread-safe: each thread has its own figure
 
 
@@ -61,34 +60,13 @@ def draw_esd(layer: LayerReport) -> NDArray[np.uint8]:
         ValueError: for a layer without a histogram.
     """
     painter: _Painter | None = getattr(_local, "painter", None)
-    with _without_debugging_lines():
+    with without_debugging_lines():
         if painter is None:
             try:
                 painter = _local.painter = _Painter()
             except ImportError as error:
                 raise MissingExtraError("a picture of a spectrum", "matplotlib", "demo") from error
         return painter.draw(layer)
-
-
-@contextmanager
-def _without_debugging_lines() -> Iterator[None]:
-    """Keep matplotlib's lines of level DEBUG, about 80 on the fonts of a first picture, out of a log that shows them.
-
-    Lines of other threads, in which the user draws, are not affected; neither is anything after the picture.
-    """
-    thread = threading.get_ident()
-
-    def is_shown(record: logging.LogRecord) -> bool:
-        return record.levelno > logging.DEBUG or threading.get_ident() != thread
-
-    loggers = [logger for logger in map(logging.getLogger, _CHATTY) if logger.isEnabledFor(logging.DEBUG)]
-    for logger in loggers:
-        logger.addFilter(is_shown)
-    try:
-        yield
-    finally:
-        for logger in loggers:
-            logger.removeFilter(is_shown)
 
 
 @final

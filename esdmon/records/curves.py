@@ -21,6 +21,8 @@ class Layer(Protocol):
     @property
     def step(self) -> int: ...  # noqa: D102
     @property
+    def reason(self) -> str: ...  # noqa: D102
+    @property
     def esd(self) -> Esd | None: ...  # noqa: D102
     @property
     def Q(self) -> float: ...  # noqa: D102, N802

@@ -15,6 +15,7 @@ import numpy as np
 from esdmon.errors import InputError, MissingExtraError, masked
 from esdmon.records import curves
 from esdmon.records.colours import PHASE_HEX
+from esdmon.records.drawing_log import with_fonts_found
 from esdmon.records.table import shorten, shorten_all
 from esdmon.spectrum import Phase
 
@@ -50,13 +51,23 @@ class Rows:
 
 def plot_layer(layer: curves.Layer, axes: Axes | None) -> Axes:
     """Draw the spectrum of a layer, with a legend: see `LayerReport.plot`."""
+    if layer.esd is None and layer.reason:
+        raise InputError(f"{layer.name} has no spectrum at step {layer.step}: {layer.reason}")
     if layer.esd is None:
         raise InputError(
             f"{layer.name} has no spectrum at step {layer.step}. A JSONL has that of every fifth reading: "
             "esdmon.load(run).spectrum(name) finds the last one."
         )
-    if axes is None:
-        _, axes = _pyplot().subplots(figsize=(6.4, 4.2), layout="constrained")
+    return _in_new_figure(layer) if axes is None else _on_axes(axes, layer)
+
+
+@with_fonts_found
+def _in_new_figure(layer: curves.Layer) -> Axes:
+    _, axes = _pyplot().subplots(figsize=(6.4, 4.2), layout="constrained")
+    return _on_axes(axes, layer)
+
+
+def _on_axes(axes: Axes, layer: curves.Layer) -> Axes:
     _draw_spectrum(axes, layer)
     axes.set_title(_plain(shorten(layer.name, _LONGEST_NAME)), loc="left", fontsize="medium")
     axes.set_title(layer.phase.value, loc="right", fontsize="medium", color=PHASE_HEX[layer.phase])
@@ -65,6 +76,7 @@ def plot_layer(layer: curves.Layer, axes: Axes | None) -> Axes:
     return axes
 
 
+@with_fonts_found
 def plot_layers(layers: Sequence[curves.Layer], *, total: int) -> Figure:
     """Draw the spectra of several layers: see `Report.plot`.
 
@@ -98,6 +110,7 @@ def plot_layers(layers: Sequence[curves.Layer], *, total: int) -> Figure:
     return figure
 
 
+@with_fonts_found
 def plot_course(rows: Rows) -> Figure:
     """Draw the phases of all layers over the steps, the alerts on them, and alpha where it is meaningful."""
     from matplotlib.colors import ListedColormap  # noqa: PLC0415 -- `_pyplot` says if it is missing

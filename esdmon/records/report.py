@@ -93,12 +93,16 @@ class Coverage:
         """Return the lines, with other characters where standard output cannot encode them."""
         return printed("\n".join(self.lines))
 
+    def __repr__(self) -> str:
+        """Return the watched share, and how many matrices have a phase."""
+        return f"<Coverage: {', '.join(line.strip() for line in self.lines[: 1 + len(self._phased())])}>"
+
     @property
     def lines(self) -> list[str]:
         """Return a line with the watched share, one on phases, and one for each reason why parameters are skipped."""
         lines = [f"watching {self.share:.1%} of {self.total:,} parameters", *self._phased()]
-        lines += [f"  not {line}" for line in grouped((skip.reason, skip.name) for skip in self.skipped)]
-        return lines
+        skipped = ((skip.reason, skip.name) for skip in self.skipped)
+        return [*lines, *grouped(skipped, "  not watched: {names} ({reason})")]
 
     def _phased(self) -> list[str]:
         if not self.parameters_read:

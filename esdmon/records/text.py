@@ -71,7 +71,7 @@ def age_lines(layers: Sequence[LayerReport], *, step: int, waiting: Sequence[str
         empty = sum(layer.status != "ok" and math.isnan(layer.drift) for layer in moved)
         reasons = {
             "unchanged since then": len(old) - len(moved),
-            "still without numbers": empty,
+            "still without a spectrum": empty,
             "not due at this extra step" if extra else "postponed by budget=": len(moved) - empty,
         }
         given = ", ".join(f"{number} {reason}" for reason, number in reasons.items() if number)
@@ -100,12 +100,13 @@ def count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def grouped(reasons: Iterable[tuple[str, str]]) -> list[str]:
-    """Return a line `name, name and 3 more: reason` for each reason, from pairs (reason, name)."""
+def grouped(reasons: Iterable[tuple[str, str]], form: str = "{names}: {reason}") -> list[str]:
+    """Return a line `name, name and 3 more: reason`, or of another form, for each reason, from pairs (reason, name)."""
     by_reason: dict[str, list[str]] = {}
     for reason, name in reasons:
         by_reason.setdefault(reason, []).append(name)
-    return [printable(f"{named(names, most=2)}: {reason}") for reason, names in by_reason.items()]
+    lines = (form.format(names=named(names, most=2), reason=reason) for reason, names in by_reason.items())
+    return [printable(line) for line in lines]
 
 
 def show(layer: LayerReport, measure: str, form: str) -> str:

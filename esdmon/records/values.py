@@ -12,6 +12,8 @@ SCHEMA = 1
 DIGITS = 5
 """Significant digits of numbers in files: fits are not more accurate, and float32 has an error of about 1e-6."""
 
+_LARGEST_PLAIN = 1e7  # above, digits are hard to count; our choice
+
 Record: TypeAlias = dict[str, Any]
 """A flat JSON object."""
 
@@ -51,6 +53,16 @@ def rounded(value: Any, digits: int = DIGITS) -> Any:
         return int(value)
     short = float(f"{value:.{digits}g}")
     return int(short) if short.is_integer() and abs(short) < 1e15 else short
+
+
+def significant(value: float, digits: int = 3) -> str:
+    """Return a number with some significant digits, without an exponent from 1e-4 to ten million.
+
+    >>> significant(1523.4), significant(0.0123), significant(3e9)
+    ('1520', '0.0123', '3e+09')
+    """
+    text = f"{value:.{digits}g}"
+    return f"{float(text):.0f}" if 1 <= abs(value) < _LARGEST_PLAIN and "e" in text else text
 
 
 def show_number(values: Mapping[str, float], name: str, form: str) -> str:

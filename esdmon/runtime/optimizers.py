@@ -34,8 +34,8 @@ def _hookable(given: Any) -> Optimizer:
     if not has_step_hooks(inner):
         swapped = " Are model and optimizer swapped?" if isinstance(given, torch.nn.Module) else ""
         msg = (
-            f"optimizer is a {type(inner).__name__}, not a torch.optim.Optimizer with hooks, so its steps cannot be "
-            f"counted.{swapped} {_way_out(inner)}"
+            f"optimizer is of type {type(inner).__name__}, not a torch.optim.Optimizer with hooks, so its steps cannot "
+            f"be counted.{swapped} {_way_out(inner)}"
         )
         raise InputError(msg)
     found: Optimizer = inner

@@ -9,7 +9,7 @@ from typing import TextIO, final
 from esdmon.calls import explain_wrong_calls
 from esdmon.encoding import encodable
 from esdmon.present.colours import coloured
-from esdmon.records import Alert, LayerReport, Report
+from esdmon.records import Alert, LayerReport, Report, Skipped
 from esdmon.records.text import counted
 from esdmon.spectrum import Phase
 
@@ -24,8 +24,9 @@ _PHASE_NAMES = re.compile("|".join(re.escape(phase.value) for phase in Phase))
 class ConsoleSink:
     """Print each report as a table, and each alert as a line.
 
-    Phases have colours on a terminal, unless `NO_COLOR` is set. In the log of a CI job (`CI` is set, and the stream is
-    not a terminal) a report is one line.
+    Parameters that are not watched are named below the first table, and again only when they have changed. Phases have
+    colours on a terminal, unless `NO_COLOR` is set. In the log of a CI job (`CI` is set, and the stream is not a
+    terminal) a report is one line.
 
     Args:
         stream: where to print; by default standard output, looked up at each write.
@@ -34,6 +35,7 @@ class ConsoleSink:
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream
         self._phases: dict[str, Phase] = {}
+        self._skipped: tuple[Skipped, ...] = ()
 
     def write(self, report: Report) -> None:
         """Print the table; for a large model, only the rows of layers that have changed phase."""
@@ -42,9 +44,14 @@ class ConsoleSink:
         if os.environ.get("CI") and not self._is_terminal():
             self._print(_line(report))
         elif len(report) <= MAX_ROWS:
-            self._print(f"{report.text}\n")
+            self._print(f"{self._without_repeated(report).text}\n")
         else:
             self._print("\n".join([*_table(report, changed[:MAX_ROWS]), _line(report), ""]))
+
+    def _without_repeated(self, report: Report) -> Report:
+        """Return a report without the parameters that are not watched, if a table before has named the same ones."""
+        last, self._skipped = self._skipped, report.coverage.skipped
+        return report if last != self._skipped else replace(report, coverage=replace(report.coverage, skipped=()))
 
     def alert(self, alert: Alert) -> None:
         """Print severity, state and message."""

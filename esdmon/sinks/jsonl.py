@@ -120,7 +120,7 @@ class JsonlSink:
             return
         if is_resumed:
             _log.warning(
-                "esdmon: %s has another run already. The run that is resumed, with the id %s in its lines, is "
+                "esdmon: %s already holds another run. The run that is resumed, with the id %s in its lines, is "
                 "appended. To keep them apart, give sinks= the file that it wrote to before, and load its state before "
                 "the first reading.",
                 self.path,
@@ -128,8 +128,8 @@ class JsonlSink:
             )
         else:
             _log.warning(
-                "esdmon: %s has another run already. This one is appended, with the id %s in its lines. Choose another "
-                "path to keep them apart.",
+                "esdmon: %s already holds another run. This one is appended, with the id %s in its lines. Choose "
+                "another path to keep them apart.",
                 self.path,
                 run,
             )

@@ -63,8 +63,8 @@ def now(alerts: Sequence[Record], step: int | None, codes: Mapping[str, str]) ->
     serious = [item for item in items if item["severity"] != "info"]
     return {
         "level": min((item["severity"] for item in items), key=SEVERITIES.index),
-        "title": f"{count(len(items), 'problem')} now, at step {step}"
-        + ("" if serious else ", none of which is a warning"),
+        "title": f"{count(len(items), 'problem' if serious else 'notice')} now, at step {step}"
+        + ("" if serious else "; no warning"),
         "items": items,
     }
 

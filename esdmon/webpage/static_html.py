@@ -51,7 +51,8 @@ def _list(lines: Sequence[str] | None) -> str:
 
 
 def _alert(alert: Record) -> str:
-    return escape(f"step {alert['step']}, {alert['severity']}, {alert['state']}: {alert['message']}")
+    severity = "notice" if alert["severity"] == "info" else alert["severity"]
+    return escape(f"step {alert['step']}, {severity}, {alert['state']}: {alert['message']}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -100,7 +100,7 @@ def compare(weights: Mapping[str, Path], *, models: Iterable[str] = MODELS) -> l
     wanted = dict.fromkeys([*models, *weights])
     for model in wanted:
         if model not in MODELS:
-            msg = f"Unknown model {model!r}. Available: {', '.join(MODELS)}"
+            msg = f"unknown model {model!r}. Available: {', '.join(MODELS)}"
             raise esdmon.InputError(msg)
     return [row for model in wanted for row in _rows(model, weights.get(model))]
 
@@ -210,7 +210,7 @@ def _given(text: str) -> tuple[str, Path]:
 
 def _named(text: str) -> str:
     if text not in MODELS:
-        msg = f"Unknown model {text!r}. Available: {', '.join(MODELS)}"
+        msg = f"unknown model {text!r}. Available: {', '.join(MODELS)}"
         raise argparse.ArgumentTypeError(msg)
     return text
 

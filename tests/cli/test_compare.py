@@ -212,7 +212,7 @@ def test_what_not_all_have_is_named_and_not_counted_as_read(
     out = capsys.readouterr().out
     assert f"b: only in {steps[0]}, {steps[2]}" in out
     assert f"d: only in {path}" in out
-    assert "not b.weight: not in all checkpoints" in out
+    assert "not watched: b.weight (not in all checkpoints)" in out
 
 
 def test_nothing_in_common_is_an_error(steps: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

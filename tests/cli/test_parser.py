@@ -65,6 +65,16 @@ def test_an_error_has_its_status_where_standard_error_is_full(tmp_path: Path) ->
     assert done.returncode == 2
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is of Linux")
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["--version"], ["scan", "--help"]], ids=" ".join)
+def test_help_that_cannot_be_written_has_its_status(arguments: list[str]) -> None:
+    """2, and one line, as for any other output that a full disk refuses."""
+    code = f"import sys; from esdmon.cli import main; sys.exit(main({arguments}))"
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, "esdmon: cannot write: No space left on device\n")
+
+
 def test_no_command_is_a_question(capsys: pytest.CaptureFixture[str]) -> None:
     """`esdmon` alone prints its help."""
     assert main([]) == 0
@@ -103,7 +113,8 @@ def test_the_script_is_installed() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        pytest.param(["demp"], "invalid choice: 'demp'", id="unknown-command"),
+        pytest.param(["demp"], "Did you mean 'demo'?", id="misspelt-command"),
+        pytest.param(["xyz"], "invalid choice: 'xyz' (choose from", id="unknown-command"),
         pytest.param(["demo", "--batch"], "argument --batch-size: expected one argument", id="no-value"),
         pytest.param(["demo", "--depth", "3"], "unrecognized arguments: --depth 3", id="unknown-option"),
         pytest.param(
@@ -154,7 +165,32 @@ def test_the_smallest_max_eigenvalues_is_taken(tmp_path: Path, capsys: pytest.Ca
     assert LEAST_EIGENVALUES == MIN_EIGENVALUES
     torch.save({"a.weight": torch.randn(20, 10), "b.weight": torch.randn(20, 11)}, tmp_path / "a.pt")
     assert main(["scan", str(tmp_path / "a.pt"), "--max-eigenvalues", str(LEAST_EIGENVALUES)]) == 0
-    assert "not b.weight: left out by max_eigenvalues=" in capsys.readouterr().out
+    assert "not watched: b.weight (left out by --max-eigenvalues)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["scan", "a.pt", "--layers", "fd*"], "esdmon scan: --layers 'fd*' matches no layer."),
+        (["scan", "a.pt", "--exclude", "*"], "esdmon scan: no matrix is left to read: left out by --exclude"),
+        (["scan", "a.pt", "--measures", "alfa"], "esdmon scan: unknown measure 'alfa' in --measures."),
+        (["scan", "layers=3.pt"], "esdmon scan: layers=3.pt does not exist"),
+        (["alerts", "replay", "a.jsonl", "--alerts", "b.toml"], "esdmon alerts: --alerts 'b.toml': file not found"),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else "",
+)
+def test_errors_name_the_flags_of_the_command(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`--layers`, and not the `layers=` of Python; a path that looks like an option is unchanged."""
+    monkeypatch.chdir(tmp_path)
+    torch.save({"fc.weight": torch.randn(96, 64)}, "a.pt")
+    assert main(arguments) == 2
+    assert capsys.readouterr().err.startswith(message)
 
 
 @pytest.mark.parametrize("below", ["file", "file/run", "file/a/run"])

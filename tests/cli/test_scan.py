@@ -26,7 +26,7 @@ def test_the_table_has_the_readings_of_analyze(checkpoint: Path, capsys: pytest.
         [f"{layer.n_eigenvalues}/{layer.n_eigenvalues}", str(int(layer.measures["n_spikes"]))] for layer in report
     ]
     assert lines[-4].startswith("verdict: none of 3 layers is over-regularised")
-    assert lines[-3:] == str(report.coverage).splitlines()
+    assert lines[-3:] == str(report.coverage).replace("name them in layers=", "name them in --layers").splitlines()
 
 
 def test_names_are_whole_outside_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -229,11 +229,11 @@ def test_a_weight_that_is_not_finite_gives_status_1(checkpoint: Path, capsys: py
     [
         (["missing.pt"], "esdmon scan: missing.pt does not exist"),
         (["a.pt", "--compare", "missing.pt"], "esdmon scan: missing.pt does not exist"),
-        (["a.pt", "--layers", "aa"], "esdmon scan: layers='aa' matches no layer. Did you mean 'a'"),
+        (["a.pt", "--layers", "aa"], "esdmon scan: --layers 'aa' matches no layer. Did you mean 'a'"),
         (["a.pt", "--columns", "alhpa"], "esdmon scan: unknown column 'alhpa' in --columns. Did you mean 'alpha'"),
         (["a.pt", "--sort", "alhpa"], "esdmon scan: unknown column 'alhpa' in --sort. Did you mean 'alpha'"),
         (["a.pt", "--columns", "alpha", "--json"], "esdmon scan: --columns chooses columns of a table or of CSV"),
-        (["a.pt", "--measures", "alhpa"], "esdmon scan: Unknown measure 'alhpa' in measures=. Did you mean 'alpha"),
+        (["a.pt", "--measures", "alhpa"], "esdmon scan: unknown measure 'alhpa' in --measures. Did you mean 'alpha"),
         (["."], "esdmon scan: . contains 2 checkpoints. Pass one of them"),
     ],
     ids=" ".join,

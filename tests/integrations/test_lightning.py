@@ -146,11 +146,11 @@ def test_lazy_layers_do_not_end_the_training(tmp_path: Path, caplog: pytest.LogC
     [
         ({"every": 0}, "every= must be a number of steps, 1 or more"),
         ({"budget": -0.1}, "budget= must be a share of the run, above 0 and at most 1"),
-        ({"sinks": "tensorbord:x"}, "Unknown sink scheme 'tensorbord'.*Did you mean 'tensorboard'"),
-        ({"measures": ["alhpa"]}, "Unknown measure 'alhpa' in measures=. Did you mean 'alpha"),
+        ({"sinks": "tensorbord:x"}, "unknown sink scheme 'tensorbord'.*Did you mean 'tensorboard'"),
+        ({"measures": ["alhpa"]}, "unknown measure 'alhpa' in measures=. Did you mean 'alpha"),
         ({"mode": "fast"}, "mode= must be one of auto, sync, thread, process, device; got 'fast'"),
         ({"stop_on": "rank_colapse"}, "stop_on='rank_colapse' names no rule in use.*Did you mean 'rank_collapse'"),
-        ({"evry": 10}, "Unknown option evry=. Did you mean 'every'"),
+        ({"evry": 10}, "unknown option evry=. Did you mean 'every'"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )

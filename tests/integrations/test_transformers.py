@@ -158,10 +158,10 @@ def test_attach_takes_a_trainer_that_wraps_another() -> None:
 @pytest.mark.parametrize(
     ("target", "given", "named", "message"),
     [
-        pytest.param(attach, (), {"trainr": None}, "Unknown option trainr=. Did you mean 'trainer'?", id="misspelt"),
+        pytest.param(attach, (), {"trainr": None}, "unknown option trainr=. Did you mean 'trainer'?", id="misspelt"),
         pytest.param(attach, (None, 200), {}, "attach() takes only trainer by position; arguments given: 2.", id="two"),
         pytest.param(
-            tracker_sinks, (), {"acclerator": None}, "Unknown option acclerator=. Did you", id="tracker-sinks"
+            tracker_sinks, (), {"acclerator": None}, "unknown option acclerator=. Did you", id="tracker-sinks"
         ),
         pytest.param(
             SpectralMonitor, (200, "console"), {}, "SpectralMonitor() takes only every by position;", id="callback"

@@ -136,13 +136,22 @@ def test_a_measure_may_not_take_the_name_of_a_field(name: str, caplog: pytest.Lo
     [
         pytest.param(
             "jsnl:a",
-            r"Unknown sink scheme 'jsnl' in 'jsnl:a'\. .*console, csv, jsonl.*Did you mean 'jsonl' or 'swanlab'\?",
+            r"unknown sink scheme 'jsnl' in 'jsnl:a'\. .*console, csv, jsonl.*Did you mean 'jsonl' or 'swanlab'\?",
             id="close",
         ),
         pytest.param(
             "mqtt",
-            rf"Unknown sink scheme 'mqtt' in 'mqtt'\. Available: {', '.join(sorted(SCHEMES))}\.$",
+            rf"unknown sink scheme 'mqtt' in 'mqtt'\. Available: {', '.join(sorted(SCHEMES))}\.$",
             id="far",
+        ),
+        pytest.param("a/b.jsonl", r"\. Did you mean 'jsonl:a/b.jsonl'\?$", id="path-of-a-file"),
+        pytest.param(
+            "runs/a", r"\. Did you mean 'tensorboard:runs/a' or 'jsonl:runs/a/esdmon.jsonl'\?$", id="path-of-a-folder"
+        ),
+        pytest.param(
+            "https://hooks.example/secret",
+            r"'https:…'\. Available.*\. An address that alerts are posted to is given as 'webhook:https://…'\.$",
+            id="address",
         ),
         pytest.param("console:a", "console takes no target, got 'console:a'", id="needless-target"),
         pytest.param("jsonl", "jsonl needs a path: 'jsonl:", id="missing-path"),

@@ -104,7 +104,7 @@ def test_notebooks_show_what_matters() -> None:
     text = Parser(page).text
     assert PHASE_HEX[Phase.HEAVY_TAILED] in page
     assert SEVERITY_HEX["error"] in page
-    for part in ("heavy-tailed", "(2.50 ± 0.25)", "fc3: 5 of 6 elements", "watching 75.0%", "fc1.bias: vectors"):
+    for part in ("heavy-tailed", "(2.50 ± 0.25)", "fc3: 5 of 6 elements", "watching 75.0%", "fc1.bias (vectors)"):
         assert part in text
     parts = (LayerFinding("fc1", 1, HOSTILE), LayerFinding("fc2", 1, "norm 3"))
     grouped = Parser(replace(FIRED, layers=("fc1", "fc2"), by_layer=parts)._repr_html_())

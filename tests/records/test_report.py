@@ -202,7 +202,7 @@ def test_a_report_prints_as_a_table() -> None:
         "fc3: 5 of 6 elements are NaN or infinite",
         "(alpha) in parentheses: no power-law tail that can be distinguished from noise",
         "step 200, watching 75.0% of 4 parameters",
-        "  not fc1.bias: vectors",
+        "  not watched: fc1.bias (vectors)",
     ]
 
 
@@ -216,7 +216,7 @@ def test_readings_from_before_are_counted_by_their_reason() -> None:
         LayerReport("zeros", "degenerate", 100, unchanged=True),
         LayerReport("nan", "nonfinite", 100),
     )
-    counts = "2 unchanged since then, 1 still without numbers, 2 postponed by budget="
+    counts = "2 unchanged since then, 1 still without a spectrum, 2 postponed by budget="
     assert f"5 of 6 read earlier, the oldest at step 100: {counts}" in str(report)
 
 
@@ -250,8 +250,8 @@ def test_coverage_groups_what_is_skipped_by_reason() -> None:
     skipped = [Skipped(f"fc{i}.bias", 1, "vectors") for i in range(5)] + [Skipped("emb", 2, "left out by layers=")]
     assert str(Coverage(9_993, 10_000, tuple(skipped))).split("\n") == [
         "watching 99.9% of 10,000 parameters",
-        "  not fc0.bias, fc1.bias and 3 more: vectors",
-        "  not emb: left out by layers=",
+        "  not watched: fc0.bias, fc1.bias and 3 more (vectors)",
+        "  not watched: emb (left out by layers=)",
     ]
 
 

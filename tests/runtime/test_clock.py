@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import socket
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from torch.optim.optimizer import _global_optimizer_post_hooks
 
 import esdmon
+from esdmon.errors import InputError
 from esdmon.runtime.clock import FOREIGN_STEPS
 from esdmon.sinks import MemorySink
 from tests.loops import backward, network, warnings
@@ -202,6 +204,38 @@ def test_a_cell_that_is_run_again_closes_the_monitor_of_before(caplog: pytest.Lo
     assert [[report.step for report in sink.reports] for sink in (first, second)] == [[2, 4], [2, 4]]
     (message,) = warnings(caplog)
     assert "another monitor already watched this model and optimizer. It is closed now, at step 4" in message
+
+
+def test_a_call_that_raises_leaves_the_older_monitor_open(caplog: pytest.LogCaptureFixture) -> None:
+    """A notebook cell with a mistake ends nothing."""
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    older = esdmon.watch(model, optimizer, every=2, sinks=[])
+    with pytest.raises(InputError, match="jsonl needs a path"):
+        esdmon.watch(model, optimizer, every=2, sinks=["jsonl"])
+    assert not older.closed
+    backward(model)
+    optimizer.step()
+    assert older.steps == 1
+    assert not warnings(caplog)
+    older.close()
+
+
+def test_a_second_watch_takes_over_the_address_of_the_first(caplog: pytest.LogCaptureFixture) -> None:
+    """The port of Prometheus is free once the older monitor is closed."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        sink = f"prometheus:{free.getsockname()[1]}"
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    older = esdmon.watch(model, optimizer, every=2, sinks=[sink])
+    with esdmon.watch(model, optimizer, every=2, sinks=[sink]) as newer:
+        backward(model)
+        optimizer.step()
+    assert older.closed
+    assert newer.steps == 1
+    message, *_ = warnings(caplog)
+    assert "another monitor already watched this model" in message
 
 
 def test_two_models_may_share_an_optimizer() -> None:

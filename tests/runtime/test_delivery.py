@@ -25,7 +25,7 @@ def test_a_failing_sink_is_paused_and_logged_once(caplog: pytest.LogCaptureFixtu
     assert (fault.who, fault.disabled) == ("sink jsonl:x", True)
     assert "No space left on device" in fault.message
     assert [record.getMessage().removeprefix("esdmon: ") for record in caplog.records] == [
-        f"sink jsonl:x failed at step 1: {fault.message}. Training goes on, and it is tried again.",
+        f"sink jsonl:x failed at step 1: {fault.message}. Training continues, and this part is tried again.",
         "sink jsonl:x has failed 3 times in a row and is paused for 10 due steps; see monitor.errors.",
     ]
 

@@ -94,7 +94,7 @@ def test_of_several_optimizers_the_first_is_the_clock() -> None:
 
 @pytest.mark.parametrize(
     ("optimizer", "message"),
-    [([], "optimizer is an empty list"), ([3], "optimizer is a int, not a torch.optim.Optimizer")],
+    [([], "optimizer is an empty list"), ([3], "optimizer is of type int, not a torch.optim.Optimizer")],
     ids=["none", "no-optimizer"],
 )
 def test_optimizers_that_are_none_are_refused(optimizer: Any, message: str) -> None:

@@ -88,7 +88,7 @@ def test_parameters_that_are_replaced_under_an_optimizer_are_named(
             optimizer.param_groups[0]["params"] = list(model.parameters())
         train(model, optimizer)
     assert monitor.errors == ()
-    assert caplog.text.count("the parameters of 0, 2 were replaced, and the optimizer still holds those of before") == (
+    assert caplog.text.count("the parameters of 0, 2 were replaced, and the optimizer still holds the old ones") == (
         0 if is_updated else 1
     )
 

@@ -165,19 +165,28 @@ class Named:
     [
         (
             NoHooks,
-            r"optimizer is a NoHooks.*Leave it out, or give watch\(\) the optimizer inside it, \.base, with hook=False",
+            r"optimizer is of type NoHooks.*Leave it out, or give watch\(\) the optimizer inside it, \.base, with hook",
         ),
         (
             NoHooks,
             r"call monitor\.step\(\).*If nothing writes weights after the step of \.base, give watch\(\) \.base alone",
         ),
-        (Several, r"optimizer is a Several.*Give watch\(\) a list of the optimizers inside it, \.optimizers, or leave"),
-        (Named, r"optimizer is a Named.*Give watch\(\) a list of the optimizers inside it, \.by_name, or leave"),
-        (lambda inner: {"a": inner}, r"optimizer is a dict.*Give watch\(\) a list of the optimizers in it, or leave"),
-        (lambda inner: [[inner]], r"optimizer is a list.*Give watch\(\) a list of the optimizers in it, or leave"),
-        (lambda _: Several(), r"optimizer is a Several.*Leave it out and call monitor\.step\(\)"),
-        (lambda _: network(), r"optimizer is a Sequential.*Are model and optimizer swapped\?"),
-        (lambda _: 5, "optimizer is a int"),
+        (
+            Several,
+            r"optimizer is of type Several.*Give watch\(\) a list of the optimizers inside it, \.optimizers, or leave",
+        ),
+        (Named, r"optimizer is of type Named.*Give watch\(\) a list of the optimizers inside it, \.by_name, or leave"),
+        (
+            lambda inner: {"a": inner},
+            r"optimizer is of type dict.*Give watch\(\) a list of the optimizers in it, or leave",
+        ),
+        (
+            lambda inner: [[inner]],
+            r"optimizer is of type list.*Give watch\(\) a list of the optimizers in it, or leave",
+        ),
+        (lambda _: Several(), r"optimizer is of type Several.*Leave it out and call monitor\.step\(\)"),
+        (lambda _: network(), r"optimizer is of type Sequential.*Are model and optimizer swapped\?"),
+        (lambda _: 5, "optimizer is of type int"),
     ],
 )
 def test_what_has_no_hooks_is_refused_before_training(wrap: Callable[[Any], Any], message: str) -> None:

@@ -3,12 +3,13 @@
 import contextlib
 import io
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TextIO
 
 import pytest
 
 from esdmon.present.colours import PHASE_COLOURS, coloured
-from esdmon.records import Alert, Coverage, LayerReport, Report
+from esdmon.records import Alert, Coverage, LayerReport, Report, Skipped
 from esdmon.sinks import ConsoleSink, Sink
 from esdmon.spectrum import Phase
 
@@ -80,6 +81,20 @@ def test_a_report_is_printed_as_its_table(capsys: pytest.CaptureFixture[str]) ->
     """An empty line separates readings."""
     ConsoleSink().write(REPORT)
     assert capsys.readouterr().out == f"{REPORT}\n\n"
+
+
+def test_what_is_not_watched_is_named_once() -> None:
+    """And again where it has changed: in a long run the same lines below each table would hide what is new."""
+    stream = io.StringIO()
+    sink = ConsoleSink(stream)
+    first, other = Skipped("fc1.bias", 4, "vectors"), Skipped("fc2.bias", 4, "vectors")
+    shown = []
+    for skipped in ((first,), (first,), (first, other)):
+        stream.truncate(stream.seek(0))
+        sink.write(replace(REPORT, coverage=Coverage(8, 16, skipped)))
+        assert "step 7, watching 50.0% of 16 parameters" in stream.getvalue()
+        shown.append([line for line in stream.getvalue().splitlines() if "not watched" in line])
+    assert shown == [["  not watched: fc1.bias (vectors)"], [], ["  not watched: fc1.bias, fc2.bias (vectors)"]]
 
 
 def test_an_alert_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -129,7 +129,7 @@ def test_a_second_run_appends(path: Path, caplog: pytest.LogCaptureFixture) -> N
     assert records_in(path)[:-2] == before
     assert records_in(path)[-1]["kind"] == "alert"
     (message,) = caplog.messages
-    assert message.startswith(f"esdmon: {path} has another run already.")
+    assert message.startswith(f"esdmon: {path} already holds another run.")
     assert records_in(path)[-1]["run"] in message
 
 

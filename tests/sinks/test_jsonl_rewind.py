@@ -55,7 +55,9 @@ def test_a_run_that_is_resumed_in_the_file_of_another_is_one_warning(
         sink.alert(replace(ALERT, step=6))
         sink.close()
     (message,) = caplog.messages
-    assert message.startswith(f"esdmon: {path} has another run already. The run that is resumed, with the id aa in its")
+    assert message.startswith(
+        f"esdmon: {path} already holds another run. The run that is resumed, with the id aa in its"
+    )
     assert "give sinks= the file that it wrote to before" in message
 
 

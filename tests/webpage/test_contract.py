@@ -109,7 +109,9 @@ def test_what_is_wrong_now_names_layer_step_and_remedy() -> None:
     ]
     assert now["items"][0]["text"] == "Rank 40 of 64, in 3 checks since step 30. Lower the weight decay."
     notice = contract.alert_of(replace(alert_at(50, "c", rule="dead_layer"), severity="info"), 50)
-    (item,) = problems.now([notice], 60, {"c": "0"})["items"]
+    now = problems.now([notice], 60, {"c": "0"})
+    (item,) = now["items"]
+    assert (now["level"], now["title"]) == ("info", "1 notice now, at step 60; no warning")
     assert item["title"] == "c: dead layer since step 40, a notice"
 
 

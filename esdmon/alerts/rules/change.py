@@ -8,6 +8,7 @@ from esdmon.alerts.rule import Finding, History, evidence_of, has_moved, is_prun
 from esdmon.alerts.rules.early import early_raises, is_early, learning_rate, readings_since_first
 from esdmon.alerts.rules.jumps import finding, frobenius, is_warming_up, jumped, jumps_after_warm_up, raised, usual_rate
 from esdmon.records import LayerReport
+from esdmon.records.values import significant
 from esdmon.spectrum import Phase
 
 BLOWN_UP = 10.0
@@ -64,22 +65,22 @@ def norm_explosion(history: History, *, factor: float = 3.0, back: float = 2.0) 
         if now.name in history.firing or (
             has_grown and not (_is_at_cost_of_others(now, history.baseline[now.name]) and _is_flat(history, now.name))
         ):
-            what = f"spectral norm {norm:.3g} is over {factor:g} times the {before:.3g} expected from its baseline"
+            what = is_over("spectral norm", norm, factor, before, "expected from its baseline")
             rate = usual_rate(history.baseline[now.name])
             yield finding(now, f"{what}{raised('learning rate', now.learning_rate, rate)}", before)
     for found in early_raises(history, learning_rate):
         norm, before = _norm(found.now), found.largest(_norm)
         has_moved_far = any(layer.update_ratio > factor for layer in found.since)
         if norm > factor * before and has_moved_far and history.first[found.now.name].update_ratio < math.inf:
-            what = f"spectral norm {norm:.3g} is over {factor:g} times the {before:.3g} before the raise"
+            what = is_over("spectral norm", norm, factor, before, "before the raise")
             yield finding(found.now, f"{what}{raised('learning rate', found.now.learning_rate, found.setting)}", before)
     for name, readings in history.layers.items():
         now, blown_up = readings[-1], _blown_up_early(history, name)
         if name not in history.firing and has_moved(now) and blown_up is not None:
             before = _norm(blown_up) / (1 + blown_up.update_ratio)
             if _norm(now) > back * before:
-                what = f"spectral norm {_norm(now):.3g}, up from about {before:.3g} before step {blown_up.step}"
-                yield finding(now, what, before)
+                grown = f"spectral norm {significant(_norm(now))}, up from about {significant(before)}"
+                yield finding(now, f"{grown} before step {blown_up.step}", before)
 
 
 def _blown_up_early(history: History, name: str) -> LayerReport | None:
@@ -182,7 +183,7 @@ def scale_collapse(history: History, *, factor: float = 10.0, back: float = 5.0)
         now, first = readings[-1], history.first[name]
         norm, before = frobenius(now), frobenius(first)
         if norm * (back if name in history.firing else factor) < before:
-            what = f"Frobenius norm {norm:.3g} is below 1/{factor:g} of the {before:.3g} at step {first.step}"
+            what = is_below("Frobenius norm", norm, factor, before, f"at step {first.step}")
             yield finding(now, what, before, None if now.is_weight else "info")
 
 
@@ -211,7 +212,7 @@ def entropy_collapse(history: History, *, factor: float = _HALVED, back: float =
     are ours.
     """
     for now, rank, before in jumps_after_warm_up(history, _effective_rank, "down", factor=factor, back=back):
-        what = f"effective rank {rank:.3g} is below 1/{factor:g} of the {before:.3g} expected from its baseline"
+        what = is_below("effective rank", rank, factor, before, "expected from its baseline")
         yield finding(now, what, before)
 
 
@@ -239,7 +240,7 @@ def stable_rank_drop(history: History, *, factor: float = 2.0, back: float = 1.5
         usual = before if now.name in history.firing else _usual_stable_rank(history.baseline[now.name])
         if max(before, usual) > NOISE_LIKE * now.nulls.get("stable_rank", math.inf):
             continue
-        what = f"stable rank {rank:.3g} is below 1/{factor:g} of the {before:.3g} expected from its baseline"
+        what = is_below("stable rank", rank, factor, before, "expected from its baseline")
         yield finding(now, what, before)
 
 
@@ -329,3 +330,13 @@ def _usual_stable_rank(baseline: Sequence[LayerReport]) -> float:
 def _effective_rank(layer: LayerReport) -> float:
     entropy = value_of(layer, "matrix_entropy")
     return float(layer.n_eigenvalues**entropy) if layer.n_eigenvalues >= _FEW else math.nan
+
+
+def is_over(what: str, value: float, factor: float, before: float, source: str) -> str:
+    """Return that a value has risen: `spectral norm 31 is over 3 times the 9.2 expected from its baseline`."""
+    return f"{what} {significant(value)} is over {factor:g} times the {significant(before)} {source}"
+
+
+def is_below(what: str, value: float, factor: float, before: float, source: str) -> str:
+    """Return that a value has fallen: `stable rank 3.1 is below 50% of the 9.2 expected from its baseline`."""
+    return f"{what} {significant(value)} is below {1 / factor:.0%} of the {significant(before)} {source}"

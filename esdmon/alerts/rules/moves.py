@@ -8,10 +8,11 @@ from statistics import median, median_low
 
 from esdmon.alerts.rule import Finding, History, Peak, has_moved, is_pruned, value_of
 from esdmon.alerts.rules.baseline import WARM_UP
-from esdmon.alerts.rules.change import is_noise_like
+from esdmon.alerts.rules.change import is_below, is_noise_like
 from esdmon.alerts.rules.early import early_raises, find_raise, learning_rate, readings_since_first, weight_decay
 from esdmon.alerts.rules.jumps import RAISED, finding, frobenius, jumps, raised, usual_decay, usual_rate
 from esdmon.records import LayerReport, Severity
+from esdmon.records.values import significant
 
 # All of these are our choice.
 _DECAYING = 0.5  # of the length of a step: for a gradient without decay it is about 0, for decay alone 1
@@ -181,10 +182,9 @@ def layer_reset(history: History, *, moved: float = 1.05, factor: float = 1.5, f
         is_back = way - now.start_ratio > max(fall * way, factor * usual)
         jumped += is_back or (is_far and (is_beyond or is_replaced))
         if is_beyond and is_unlike and not _has_blown_up(before, baseline):
-            what = f"the weight has moved by {now.update_ratio:.2g} of its norm since step {since}"
             evidence = {"update_ratio": now.update_ratio, "before": reach}
             severity: Severity | None = "warning" if size > _BLOWN_UP else None
-            found.append(Finding(name, f"{what}; its steps explain at most {reach:.2g}", evidence, severity))
+            found.append(Finding(name, _how_far(now, since, reach), evidence, severity))
         elif is_back:
             what = (
                 f"its distance from its start is {now.start_ratio:.2g} of its norm, down from {way:.2g} at step {since}"
@@ -192,6 +192,12 @@ def layer_reset(history: History, *, moved: float = 1.05, factor: float = 1.5, f
             found.append(Finding(name, what, {"start_ratio": now.start_ratio, "before": way}))
     is_whole = 1 < jumped == sum(has_moved(each) and not is_pruned(each) for each in history.report)
     yield from (replace(each, severity=each.severity or "info") if is_whole else each for each in found)
+
+
+def _how_far(now: LayerReport, since: int, reach: float) -> str:
+    """Return how far a replaced weight has moved, and how far its steps could have moved it."""
+    moved, explained = significant(now.update_ratio, 2), significant(reach, 2)
+    return f"the weight has moved by {moved} times its norm since step {since}; its steps explain at most {explained}"
 
 
 def _replaced_early(history: History, name: str, moved: float, factor: float) -> Finding | None:
@@ -207,9 +213,7 @@ def _replaced_early(history: History, name: str, moved: float, factor: float) ->
     is_unlike = is_spread and _is_unlike(now.update_ratio, size, moved, is_noise=is_noise_like(now))
     if not (is_unlike and now.update_ratio > factor * max(reach, *moves)):
         return None
-    what = f"the weight has moved by {now.update_ratio:.2g} of its norm since step {before.step}"
-    evidence = {"update_ratio": now.update_ratio, "before": reach}
-    return Finding(name, f"{what}; its steps explain at most {reach:.2g}", evidence)
+    return Finding(name, _how_far(now, before.step, reach), {"update_ratio": now.update_ratio, "before": reach})
 
 
 def _has_blown_up(layer: LayerReport, baseline: Sequence[LayerReport]) -> bool:
@@ -279,7 +283,7 @@ def norm_decay(history: History, *, factor: float = 1.1, back: float = 1.05) -> 
             is_decay = is_shortened or norm * factor < frobenius(first)
             if not (falls[-1:] == [True] or sum(falls) > 1) or (is_unlearning and not is_decay):
                 continue
-        what = f"Frobenius norm {norm:.3g} is below 1/{factor:g} of the {before:.3g} expected from its baseline"
+        what = is_below("Frobenius norm", norm, factor, before, "expected from its baseline")
         is_too_large = median([frobenius(layer) for layer in baseline] or [math.nan]) < frobenius(first)
         is_by_loss = now.weight_decay == 0 and not is_shortened and is_too_large
         yield finding(now, f"{what}{_why_smaller(now, baseline)}", before, "info" if is_by_loss else None)
@@ -292,7 +296,7 @@ def _shrunk_early(history: History, factor: float) -> Iterable[Finding]:
         start = found.before[-1]
         *_, last, norm = map(frobenius, (start, *found.since))
         if norm * factor < frobenius(start) and norm < last:
-            what = f"Frobenius norm {norm:.3g} is below 1/{factor:g} of the {frobenius(start):.3g} at step {start.step}"
+            what = is_below("Frobenius norm", norm, factor, frobenius(start), f"at step {start.step}")
             why = raised("weight decay", found.now.weight_decay, found.setting)
             yield finding(found.now, f"{what}{why}", frobenius(start))
 

@@ -26,7 +26,7 @@ def raise_common(ranks: Coordinator, problems: Mapping[str, InputError], timeout
     common = ranks.common(problems, timeout)
     if common is None:
         _log.warning(
-            "esdmon: not all ranks have called watch() in %g s, so rank %d goes on without what its model lacks: %s",
+            "esdmon: not all ranks have called watch() in %g s, so rank %d continues without what its model lacks: %s",
             timeout,
             ranks.rank,
             next(iter(problems.values())),

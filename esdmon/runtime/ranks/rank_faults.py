@@ -47,7 +47,7 @@ class RankFaults:
         if step not in self._blamed:
             return
         for rank in answers.missing:
-            self._faults.record(_reader(rank), step, TimeoutError("its readings did not come"))
+            self._faults.record(_reader(rank), step, TimeoutError("its readings did not arrive in time"))
         for rank, found in answers.failures.items():
             self._faults.worked(_reader(rank), step)
             self._blamed[step] |= found
@@ -67,7 +67,7 @@ class RankFaults:
         """Count whether all ranks have done the requested readings at a poll; a rank that is ahead misses them."""
         if missed:
             names = ", ".join(sorted(missed)[:_MOST_NAMED])
-            self._faults.record(_ASKED, step, TimeoutError(f"not all ranks have read or given their part of {names}"))
+            self._faults.record(_ASKED, step, TimeoutError(f"not all ranks have read or sent their part of {names}"))
         else:
             self._faults.worked(_ASKED, step)
 

@@ -45,8 +45,8 @@ class HeldParameters:
         self._names = frozenset(matrix.name for matrix, is_held in holds if is_held)
         if lost:
             _log.warning(
-                "esdmon: the parameters of %s were replaced, and the optimizer still holds those of before, so it "
-                "does not train the new ones. Put these into its groups, or make the optimizer after such a change.",
+                "esdmon: the parameters of %s were replaced, and the optimizer still holds the old ones, so it "
+                "does not train the new ones. Add the new ones to its param_groups, or create it after such a change.",
                 named(lost),
             )
 

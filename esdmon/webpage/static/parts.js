@@ -198,7 +198,7 @@ function drawPlayer(parts, state) {
   const limits = esdLimits([...frames.frames, ...(others ? others.frames : [])]);
   const width = Math.max(320, Math.min(620, parts.player.clientWidth || 520));
   parts.player.replaceChildren(drawEsd(frame, limits, width, 300, other));
-  const at = frames.steps[index], exact = at === selected.step ? '' : ` (of the spectra stored, the last up to step ${selected.step})`;
+  const at = frames.steps[index], exact = at === selected.step ? '' : ` (the last spectrum that is stored up to step ${selected.step})`;
   parts.title.textContent = `Spectrum of ${selected.layer} at step ${at}: ${phase ? phase.name : 'unknown phase'}`;
   const alpha = frame.alpha === null || frame.alpha === undefined ? 'no power law fitted'
     : `power law, α = ${withError(frame.alpha, frame.alpha_stderr)}${frame.meaningful ? '' : ', not meaningful'}`;
@@ -234,6 +234,10 @@ function drawMeasures(parts, state, domain) {
   }).filter(Boolean));
 }
 
+function severityWord(severity) {
+  return severity === 'info' ? 'notice' : severity;
+}
+
 function drawAlerts(box, view, actions) {
   if (!view.alerts.length) {
     fill(box, el('p', {className: 'esd-mute', textContent: 'No alert has fired in this run.'}));
@@ -241,7 +245,7 @@ function drawAlerts(box, view, actions) {
   }
   const rows = [...view.alerts].reverse().map(alert => el('button', {type: 'button', className: `esd-item esd-${alert.state
     === 'resolved' ? 'resolved' : alert.severity}`, onclick: () => alert.layer && actions.choose(alert.layer, alert.step)},
-  el('b', {textContent: `step ${alert.step}  ${alert.state === 'resolved' ? 'resolved' : alert.severity}  `
+  el('b', {textContent: `step ${alert.step}  ${alert.state === 'resolved' ? 'resolved' : severityWord(alert.severity)}  `
     + `${alert.rule.replaceAll('_', ' ')}  ${alert.layer || 'the whole run'}`
     + (alert.layers.length > 1 ? ` and ${alert.layers.length - 1} more` : '')}),
   el('span', {textContent: alert.message}), ...layerLines(alert)));
@@ -268,5 +272,5 @@ function drawTable(box, view, selected, actions) {
   });
   fill(box, el('table', {}, el('thead', {}, el('tr', {}, ...head.map(text => el('th', {textContent: text})))),
     el('tbody', {}, ...body)), el('p', {className: 'esd-mute',
-    textContent: '(alpha) in parentheses: no power-law tail that can be distinguished from noise'}));
+    textContent: 'phase: that of the last reading alone; (alpha) in parentheses: no power-law tail that can be distinguished from noise'}));
 }

@@ -22,16 +22,19 @@ SUFFIXES = (*torch_file.SUFFIXES, safetensors.SUFFIX, gguf_file.SUFFIX)
 """Suffixes of the files that are read."""
 NOT_WEIGHTS = re.compile(
     r"optim|scheduler|scaler|rng|random_states|training_args|sampler|dl_state|recipe_state|pytorch_variables"
+    r"|^esdmon\.pt$"
 )
-"""Parts of names of other files beside weights; the last is that of Stable-Baselines3 for tensors outside modules."""
+"""Parts of names of other files beside weights, such as that of Stable-Baselines3 for tensors outside modules, and the
+file with the state of a monitor."""
 _MAX_HEADER = 100_000_000  # of a safetensors file, in bytes: the limit of its library
 _FIRST = 512  # bytes that are looked at: a header of tar
 _LEGACY_START = 32  # bytes that contain the number of the older layout, for any protocol
+_GZIP = b"\x1f\x8b"
 _OTHERS = {
     b"\x89HDF": "an HDF5 file: convert it to safetensors or a .pt file",
     b"version https://git-lfs": "a pointer of Git LFS in the place of a file: fetch it with `git lfs pull`",
-    b"\x93NUMPY": "an array of numpy: give its weights names, in a .safetensors or .pt file",
-    b"\x1f\x8b": "compressed by gzip: unpack it first",
+    b"\x93NUMPY": "a NumPy array without a name: save a dict of named tensors as .safetensors or .pt",
+    _GZIP: "compressed by gzip: unpack it first",
     b"<!doctype": "a web page in the place of a file: download it again",
     b"<html": "a web page in the place of a file: download it again",
     b"BZh": "compressed by bzip2: unpack it first",
@@ -39,7 +42,7 @@ _OTHERS = {
     b"\x28\xb5\x2f\xfd": "compressed by zstd: unpack it first",
 }
 _OTHERS_BY_NAME = {
-    ".onnx": "a graph of ONNX: save its weights as safetensors or .pt",
+    ".onnx": "an ONNX graph: save its weights as safetensors or .pt",
     ".msgpack": "a checkpoint of Flax: convert it to safetensors",
     ".pdparams": "a checkpoint of Paddle: convert it to safetensors",
     ".tflite": "a model of TensorFlow Lite: convert it to safetensors",
@@ -52,8 +55,8 @@ _OTHER_FOLDERS = {
     "_METADATA": "a checkpoint of Orbax: convert it to safetensors",
     "_CHECKPOINT_METADATA": "a checkpoint of Orbax: convert it to safetensors",
 }
-_TEXT = "a text, without weights"
-_RUN = f"{_TEXT}. If a run of esdmon wrote it, use esdmon report or esdmon tail"
+_TEXT = "a text file, without weights"
+_RUN = "If a run of esdmon wrote it, use esdmon report or esdmon tail"
 _TAR = "a tar archive without a single file of torch.save: unpack it first"
 
 
@@ -213,9 +216,11 @@ def _is_safetensors(first: bytes) -> bool:
 def _what_it_is(path: Path, first: bytes) -> str:
     """Return what a file is that is not read; its name counts only where its bytes may be those of such a file."""
     suffix = path.suffix.lower()
+    if path.name.lower().endswith(".jsonl.gz") and first.startswith(_GZIP):
+        return f"is a compressed text file, without weights. {_RUN}"
     known = _other_kind(first) or (_TAR if _is_tar(first) else None)
     if known is None and _is_text(first):
-        known = _RUN if suffix == ".jsonl" else None
+        known = f"{_TEXT}. {_RUN}" if suffix == ".jsonl" else None
     elif known is None:
         known = _OTHERS_BY_NAME.get(suffix)
     if known is not None:

@@ -65,7 +65,7 @@ def _open_file(path: Path) -> Checkpoint:
         return open_folder(path.parent)
     if path.exists() and not path.is_file():
         raise InputError(
-            f"{path} is a pipe or a device, and weights are read from their places in a file. Write it to a file first"
+            f"{path} is a pipe or a device, but weights are read from any position of a file. Write it to a file first"
         )
     check_whole(path)
     checkpoint = open_file(path)

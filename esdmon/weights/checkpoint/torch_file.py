@@ -344,7 +344,12 @@ def _why_nothing(content: object) -> str:
         return f"contains an object ({content.name}) without tensors. Its weights are in another file"
     if has_call(content, _NUMPY):
         return "contains arrays of numpy in the place of tensors: convert them with torch.from_numpy"
-    keys = (
-        f"; its keys are {', '.join(str(key)[:40] for key in list(content)[:8])}" if isinstance(content, dict) else ""
-    )
-    return f"contains no named tensors{keys}"
+    return f"contains no named tensors{_kind(content)}"
+
+
+def _kind(content: object) -> str:
+    """Return what is in a file in the place of tensors."""
+    if isinstance(content, dict) and content:
+        return f"; its keys are {', '.join(str(key)[:40] for key in list(content)[:8])}"
+    kinds: dict[type, str] = {dict: ", but an empty dict", list: ", but a list", tuple: ", but a tuple"}
+    return f"{kinds.get(type(content), '')}. Save the state_dict() of a model"

@@ -59,7 +59,7 @@ def test_weights_that_are_restored_after_nan(mode: str) -> None:
     }
     assert reports[10]["2"].step < 10
     assert not reports[10]["2"].unchanged
-    assert "2 of 2 read earlier, the oldest at step 6: 2 still without numbers" in str(reports[10])
+    assert "2 of 2 read earlier, the oldest at step 6: 2 still without a spectrum" in str(reports[10])
     assert [(alert.rule, alert.state) for alert in run.monitor.alerts] == [
         ("non_finite", "firing"),
         ("non_finite", "resolved"),

@@ -95,7 +95,7 @@ def test_patterns_that_no_rank_has(tmp_path: Path) -> None:
             "no matrix is left to read: left out by exclude=",
         ]
     run("only-one-watches", tmp_path / "only-one-watches")
-    assert "goes on without what its model lacks: layers='oops' matches no layer" in log(
+    assert "continues without what its model lacks: layers='oops' matches no layer" in log(
         tmp_path / "only-one-watches", 0
     )
 

@@ -148,6 +148,6 @@ def test_a_rank_that_misses_the_word_copies_nothing(results: list[dict[str, Any]
     first, second = (rank["missed"] for rank in results)
     assert first["extra"] == []
     assert first["scheduled"] == results[0]["collapse"]["scheduled"]
-    assert first["errors"] == ["TimeoutError: not all ranks have read or given their part of 0"]
+    assert first["errors"] == ["TimeoutError: not all ranks have read or sent their part of 0"]
     assert second["errors"] == []
     assert [first["losses"], second["losses"]] == [rank["collapse"]["losses"] for rank in results]

@@ -74,8 +74,8 @@ UNREAD: dict[str, tuple[dict[str, Any], list[str], list[str]]] = {
         ["model.safetensors"],
         ["pytorch_model.bin"],
     ),
-    "later checkpoints, and not the optimizer": (
-        {"model.safetensors": {"a": w()}, "optimizer.pt": {"b": w()}, "zoo.pt": {"a": w()}}
+    "later checkpoints, and neither the optimizer nor the monitor": (
+        {"model.safetensors": {"a": w()}, "optimizer.pt": {"b": w()}, "esdmon.pt": {"c": w()}, "zoo.pt": {"a": w()}}
         | {f"checkpoint-{step}/model.safetensors": {"a": w()} for step in (500, 1000)},
         ["model.safetensors"],
         ["checkpoint-500", "checkpoint-1000", "zoo.pt"],

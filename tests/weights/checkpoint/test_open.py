@@ -1,6 +1,7 @@
 """Checkpoints of every kind, written by the libraries that write them; damaged and hostile ones."""
 
 import argparse
+import gzip
 import json
 import os
 import pickle
@@ -204,16 +205,27 @@ BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
     "an empty folder": (lambda folder: folder, "contains no checkpoint"),
     "an empty file": (with_bytes("a.pt", b""), "a.pt is empty"),
     "a text": (with_bytes("a.pt", b"weights to follow\n" * 9), "is truncated or not a torch checkpoint"),
-    "another kind": (with_bytes("a.txt", "größe\n".encode()), "is a text, without weights. Pass a .pt, .pth"),
+    "another kind": (with_bytes("a.txt", "größe\n".encode()), "is a text file, without weights. Pass a .pt, .pth"),
     "words named as weights": (with_bytes("a.pt", b"hello"), "not a torch checkpoint: its bytes are not those of a"),
     "a run": (with_bytes("esdmon.jsonl", b"{}\n"), "without weights. If a run of esdmon wrote it, use esdmon report"),
+    "a compressed run": (
+        with_bytes("esdmon.jsonl.gz", gzip.compress(b"{}\n")),
+        "is a compressed text file, without weights. If a run of esdmon wrote it, use esdmon report",
+    ),
+    "another compressed file": (with_bytes("a.pt.gz", gzip.compress(b"{}\n")), "is compressed by gzip: unpack it"),
     "binary data named as a run": (
         with_bytes("a.jsonl", bytes(range(200, 256)) * 40),
         "a.jsonl is binary data of an unknown kind. Pass a .pt, .pth",
     ),
-    "a run under another name": (with_bytes("a.log", b'{"schema":1}\n'), "a.log is a text, without weights. Pass a"),
-    "a text named as another kind": (with_bytes("a.onnx", b"to do\n"), "a.onnx is a text, without weights. Pass a"),
-    "another kind by its name": (with_bytes("a.onnx", b"\x08\x07\x12\x07pytorch"), "a.onnx is a graph of ONNX: save"),
+    "a run under another name": (
+        with_bytes("a.log", b'{"schema":1}\n'),
+        "a.log is a text file, without weights. Pass a",
+    ),
+    "a text named as another kind": (
+        with_bytes("a.onnx", b"to do\n"),
+        "a.onnx is a text file, without weights. Pass a",
+    ),
+    "another kind by its name": (with_bytes("a.onnx", b"\x08\x07\x12\x07pytorch"), "a.onnx is an ONNX graph: save"),
     "the folder of a run": (
         lambda folder: with_bytes("esdmon.jsonl", b"{}\n")(folder).parent,
         "contains no checkpoint: neither a file of weights nor .metadata. It has the readings of a run, esdmon.jsonl",
@@ -234,7 +246,9 @@ BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
         saved("a.pt", {"b": torch.ones(9)}),
         "/a.pt has no weight matrix to read: esdmon reads parameters",
     ),
-    "a pipe": (pipe, "a.pt is a pipe or a device, and weights are read from their places in a file. Write it to a"),
+    "a pipe": (pipe, "a.pt is a pipe or a device, but weights are read from any position of a file. Write it to a"),
+    "an empty dict": (saved("a.pt", {}), "contains no named tensors, but an empty dict. Save the state_dict"),
+    "a list": (saved("a.pt", [1, 2]), "contains no named tensors, but a list. Save the state_dict"),
     "no tensors": (saved("a.pt", {"epoch": 3}), "contains no named tensors; its keys are epoch"),
     "a truncated metadata": (with_bytes(".metadata", b"\x80\x04"), "not the index of a distributed checkpoint"),
 }

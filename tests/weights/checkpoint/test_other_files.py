@@ -34,7 +34,7 @@ OTHER_FILES = {
     "model.npz": (zipped("fc.weight.npy"), "an archive of numpy arrays"),
     "model.keras": (zipped("model.weights.h5"), "a model of Keras"),
     "model.tar": (tarfile.TarInfo("a").tobuf(), "a tar archive"),
-    "model.onnx": (b"\x08\x07\x12\x07pytorch", "a graph of ONNX"),
+    "model.onnx": (b"\x08\x07\x12\x07pytorch", "an ONNX graph"),
 }
 
 
