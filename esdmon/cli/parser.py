@@ -239,7 +239,7 @@ def _add_alerts(parser: argparse.ArgumentParser) -> None:
     explain = commands.add_parser(
         "explain",
         help="print what a rule checks, why, and its source",
-        description="Print for each rule what to do if it fires, what it checks and why, its thresholds and its source.",
+        description="Print for each rule what to do if it fires, what it checks and why, its source and thresholds.",
     )
     explain.add_argument("rules", nargs="*", metavar="RULE", help="names of rules (default: all)")
     explain.set_defaults(run=_alerts_explain)
