@@ -236,10 +236,19 @@ def _scan(options: argparse.Namespace) -> int:
 def _add_alerts(parser: argparse.ArgumentParser) -> None:
     parser.description = "Explain alert rules, validate a TOML file of rules, or replay a finished run."
     commands = parser.add_subparsers(dest="subcommand", required=True, metavar="COMMAND")
-    explain = commands.add_parser("explain", help="print what a rule checks, why, and its source")
+    explain = commands.add_parser(
+        "explain",
+        help="print what a rule checks, why, and its source",
+        description="Print for each rule what to do if it fires, what it checks and why, its source and thresholds.",
+    )
     explain.add_argument("rules", nargs="*", metavar="RULE", help="names of rules (default: all)")
     explain.set_defaults(run=_alerts_explain)
-    check = commands.add_parser("check", help="validate a TOML file, and print its rules and actions")
+    check = commands.add_parser(
+        "check",
+        help="validate a TOML file, and print its rules and actions",
+        description="Validate a TOML file of rules, and print its rules with their thresholds, and its actions.",
+        epilog="Exit status: 0, or 2 if the file is not valid.",
+    )
     check.add_argument("file", metavar="FILE", help="a TOML file for watch(alerts=FILE)")
     check.set_defaults(run=_alerts_check)
     replay = commands.add_parser(

@@ -210,10 +210,13 @@ def shown(spec: str) -> str:
 
 
 def _sink_hint(spec: str, known: Sequence[str]) -> str:
-    """Return what may have been meant by a sink of an unknown scheme: a path or an address without one, or a typo."""
+    """Return what may have been meant by a sink of an unknown scheme: several in one text, a path or an address."""
     scheme, has_scheme, _ = spec.partition(":")
     if scheme in ("http", "https"):
         return f" An address that alerts are posted to is given as 'webhook:{scheme}://…'."
+    several = [part.strip() for part in spec.split(",")]
+    if len(several) > 1 and all(part.partition(":")[0] in known for part in several):
+        return f" Several sinks are a list: {several}."
     suffix = PurePath(spec).suffix[1:]
     if not has_scheme and suffix in known:
         return f" Did you mean '{suffix}:{spec}'?"

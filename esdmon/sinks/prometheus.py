@@ -158,8 +158,9 @@ class PrometheusSink:
         try:
             self._server = ThreadingHTTPServer((host.strip("[]"), port), Handler)
         except (OSError, OverflowError) as error:
+            why = getattr(error, "strerror", None) or str(error).rstrip(".")
             raise InputError(
-                f"prometheus:{host}:{port} cannot be served: {error}. Choose another port or host."
+                f"prometheus:{host}:{port} cannot be served: {why}. Choose another port or host."
             ) from error
         self._server.daemon_threads = True
         threading.Thread(target=self._server.serve_forever, name="esdmon-prometheus", daemon=True).start()

@@ -219,6 +219,7 @@ def test_a_rule_of_ones_own_takes_the_place_of_the_one_of_its_name(order: tuple[
         (["rank_colapse"], r"unknown rule 'rank_colapse' in alerts=; .*Did you mean 'rank_collapse'"),
         ([3], "unknown rule 3 in alerts=; valid names: default, non_finite"),
         (["defualt"], r"unknown rule 'defualt' in alerts=; valid names: .*\. Did you mean 'default'\?$"),
+        (["none"], r"unknown rule 'none' in alerts=; valid names: .*\. alerts=None checks no rule\.$"),
         ([alerts_of], r"alerts= contains the function alerts_of: give AlertRule\('alerts_of', alerts_of\)"),
         (
             [AlertRule("own", lambda _history: []), AlertRule("own", lambda _history: [])],

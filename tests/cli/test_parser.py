@@ -34,6 +34,15 @@ def test_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.startswith("usage: esdmon")
 
 
+@pytest.mark.parametrize("subcommand", ["explain", "check", "replay"])
+def test_help_of_a_subcommand_says_what_it_does(subcommand: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Between the usage and the arguments."""
+    with pytest.raises(SystemExit, match=r"^0$"):
+        main(["alerts", subcommand, "--help"])
+    _, description, *_ = capsys.readouterr().out.split("\n\n")
+    assert description.startswith(("Print ", "Validate ", "Evaluate "))
+
+
 def test_help_in_a_terminal_without_unicode() -> None:
     """Other characters stand for what it cannot show."""
     code = "import sys; sys.stdout.reconfigure(encoding='ascii'); from esdmon.cli import main; main(['scan', '--help'])"

@@ -144,6 +144,9 @@ def test_a_measure_may_not_take_the_name_of_a_field(name: str, caplog: pytest.Lo
             rf"unknown sink scheme 'mqtt' in 'mqtt'\. Available: {', '.join(sorted(SCHEMES))}\.$",
             id="far",
         ),
+        pytest.param(
+            "console, jsonl:a.jsonl", r"\. Several sinks are a list: \['console', 'jsonl:a.jsonl'\]\.$", id="several"
+        ),
         pytest.param("a/b.jsonl", r"\. Did you mean 'jsonl:a/b.jsonl'\?$", id="path-of-a-file"),
         pytest.param(
             "runs/a", r"\. Did you mean 'tensorboard:runs/a' or 'jsonl:runs/a/esdmon.jsonl'\?$", id="path-of-a-folder"
