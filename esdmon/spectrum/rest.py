@@ -24,7 +24,12 @@ _SEED = 0  # of the start
 
 
 def scales_of_rest(stack: Array, counts: Sequence[int]) -> Scales:
-    """Return the scales of a stack without the `counts` strongest directions of each slice."""
+    """Return the scales of a stack without the `counts` strongest directions of each slice.
+
+    The directions are approximate, so W and its transpose are turned alike: the side that differs less has the columns.
+    """
+    if not _margins(stack).columns_first():
+        stack = stack.mT
     basis = start(stack.shape, counts).astype(stack.dtype)
     for _ in range(PASSES):
         basis = np.linalg.qr(stack.mT @ (stack @ basis))[0]
@@ -32,8 +37,12 @@ def scales_of_rest(stack: Array, counts: Sequence[int]) -> Scales:
     _, rotation = np.linalg.eigh(image.mT @ image)
     basis = (basis @ rotation)[..., ::-1] * kept(counts, basis.shape[2]).astype(stack.dtype)
     rest = stack - (stack @ basis) @ basis.mT
-    squares = np.square(rest, dtype=np.float64)
-    return scales_of(rest, Margins(squares.mean(axis=2), squares.mean(axis=1)))
+    return scales_of(rest, _margins(rest))
+
+
+def _margins(stack: Array) -> Margins:
+    squares = np.square(stack, dtype=np.float64)
+    return Margins(squares.mean(axis=2), squares.mean(axis=1))
 
 
 def start(shape: tuple[int, ...], counts: Sequence[int]) -> Floats:

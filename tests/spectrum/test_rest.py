@@ -46,3 +46,14 @@ def test_spikes_that_are_alike_in_all_rows_hide_no_unequal_scales(shape: tuple[i
             reading = classify(spectrum)
             assert reading.phase is Phase.BULK_SPIKES
             assert not reading.over_regularized
+
+
+@pytest.mark.parametrize(("shape", "seed"), [((256, 128), 5), ((150, 150), 14), ((256, 256), 12)])
+def test_a_transpose_has_the_same_verdict_without_its_spikes(shape: tuple[int, int], seed: int) -> None:
+    """The strongest directions are approximate, and so are the scales without them."""
+    matrix = unevenly_spiked(np.random.default_rng([seed, *shape]), *shape, dex=0.4).astype(np.float32)
+    stack = torch.from_numpy(matrix)[None]
+    spectra = [read_stack(each) for each in (stack, stack.mT)]
+    assert all(spectrum.scales_of_rest is not None for spectrum in spectra)
+    one, other = (classify(spectrum) for spectrum in spectra)
+    assert (one.phase, one.over_regularized) == (other.phase, other.over_regularized)

@@ -13,11 +13,12 @@ from esdmon.weights.device.sums import sum_up
 
 
 def scales_of_rest(stack: Tensor, counts: Sequence[int]) -> Scales:
-    """Return the scales of a stack without the `counts` strongest directions of each slice."""
+    """Return the scales of a stack without the `counts` strongest directions of each slice, turned as for arrays."""
     array = as_array(stack)
     if array is not None:
         return arrays.scales_of_rest(array[:], counts)
-    rest = rest_of(widened(stack), counts)
+    stack = widened(stack)
+    rest = rest_of(stack if sum_up(stack).margins.columns_first() else stack.mT, counts)
     return scales_of(rest, sum_up(rest).margins)
 
 
