@@ -40,7 +40,8 @@ BUILT_IN_RULES = (
         severity="error",
         checks=2,
         counts="readings",
-        advice="Lower the learning rate, clip the gradients, or restore an earlier checkpoint.",
+        advice="Lower the learning rate, clip the gradients, or restore an earlier checkpoint. If the learning rate is "
+        "as before, check the sign and the scale of the loss.",
         mutes=(
             "rank_collapse",
             "over_regularized",
@@ -58,8 +59,8 @@ BUILT_IN_RULES = (
     AlertRule(
         "update_surge",
         update_surge,
-        advice="Check the learning rate, the batch size, the labels, and the scale of inputs and loss; lower the "
-        "learning rate or clip the gradients.",
+        advice="Check the learning rate, the batch size, the labels, the scale of inputs and loss, and the sign of the "
+        "loss; lower the learning rate or clip the gradients.",
         mutes=("correlation_trap", *_SHAPE),
         mutes_elsewhere=("norm_decay", "correlation_trap", *_SHAPE),
     ),
@@ -131,7 +132,8 @@ BUILT_IN_RULES = (
         clear=1,
         counts="reports",
         advice="Check whether the layer is detached, frozen, behind dead units or not reached by the loss; if that is "
-        "intended, remove it from the optimizer.",
+        "intended, remove it from the optimizer. If all layers stop at once, check the loss, what clips the gradients, "
+        "and the scaler, which skips steps with NaN.",
         mutes=("norm_decay", "scale_collapse", "dead_units"),  # what decay does to a weight without a gradient
     ),
     AlertRule(

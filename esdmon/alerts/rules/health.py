@@ -96,7 +96,7 @@ def dead_layer(history: History) -> Iterable[Finding]:
     decaying = {layer.name for layer in held if _only_decays(layer.name, history)}
     without = {layer.name for layer in held if _has_no_gradient(layer.name, history)}
     is_lively = any(_is_lively(layer) and layer.name not in decaying | without for layer in held)
-    has_stopped = not is_lively and all(layer.stands_still or layer.name in decaying | without for layer in held)
+    has_stopped = not is_lively and all(layer.stands_still or layer.name in without for layer in held)
     for layer in held:
         is_old = layer.name in history.firing
         if not (is_lively or is_old or (has_stopped and _stopped_suddenly(layer.name, history))):
@@ -120,7 +120,7 @@ def dead_layer(history: History) -> Iterable[Finding]:
                 {"update_ratio": layer.last_move},
                 "info" if why else None,
             )
-        elif layer.name in decaying:
+        elif layer.name in decaying and is_lively:
             yield Finding(
                 layer.name,
                 f"weight decay alone moves the weight, by {layer.step_ratio:.1g} of its norm at each step, while "

@@ -95,6 +95,16 @@ def test_a_gradient_is_zero_in_five_checks(before: list[float], after: list[floa
     assert all("its gradient is zero, while other layers have one" in alert.message for alert in alerts)
 
 
+def test_layers_that_all_shrink_by_weight_decay_alone_are_not_said_to_be_moved_by_gradients() -> None:
+    """Their gradients are too small to be seen, but not zero, as at the end of a training with SGD."""
+    fields: dict[str, Any] = {"step_ratio": 1e-4, "step_growth": -1e-4, "moved": 1e-4, "weight_decay": 0.1}
+    reports = [
+        report(step, *(reading(step, name, zero_gradient=0.1, **fields) for name in ("fc1", "fc2")))
+        for step in range(1, 30)
+    ]
+    assert alerts_of(RULES["dead_layer"], reports) == []
+
+
 def test_rows_of_an_embedding_get_no_gradient_at_most_steps() -> None:
     assert alerts_of(RULES["dead_layer"], _reports([0.9] * 10 + [1.0] * 12, kind="embedding")) == []
 
