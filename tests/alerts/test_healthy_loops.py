@@ -92,7 +92,7 @@ def test_lbfgs_that_has_converged() -> None:
 
     with watched(model, optimizer, every=5) as monitor:
         for _ in range(150):
-            loss = float(optimizer.step(closure))  # type: ignore[no-untyped-call]
+            loss = optimizer.step(closure).item()  # type: ignore[no-untyped-call]
     assert loss < 1e-3
     assert warnings_of(monitor) == []
     assert "LBFGS" in next(each.message for each in monitor.alerts if each.rule == "dead_layer")
