@@ -233,8 +233,10 @@ def dead_units(history: History, *, share: float = 0.1) -> Iterable[Finding]:
     Not to be confused with: (1) Inputs that are always zero: these are columns. (2) Rows that were zero at the first
     reading, as of padding: they do not count. (3) `norm_decay`: all rows decay; it mutes this rule.
 
-    The rule cannot distinguish pruning on purpose. A mask that a script applies after `step()` comes after the reading,
-    so pruned elements are not zero there.
+    It is only a notice (`info`) where the module computes the weight, as under the masks of `torch.nn.utils.prune`, and
+    the rows became zero at once: in no reading were half as many rows weak before.
+
+    The rule cannot distinguish pruning on purpose by other means, such as a mask that a script applies after `step()`.
 
     Resolved when at most half of that share of rows has died since the first reading.
 
@@ -246,11 +248,19 @@ def dead_units(history: History, *, share: float = 0.1) -> Iterable[Finding]:
         rows = _rows(now)
         limit = share / 2 if name in history.firing else share
         if now.is_weight and dead - before > limit * rows > 0:
+            is_masked = now.computed and not _were_weak(readings, dead - before)
             yield Finding(
                 name,
-                f"{dead:.0f} of {rows} rows are dead, from {before:.0f} at step {first.step}",
+                f"{dead:.0f} of {rows} rows are dead, from {before:.0f} at step {first.step}"
+                f"{'; the module computes the weight, and its rows became zero at once, as by a mask' * is_masked}",
                 evidence_of(now, "zero_rows", "weak_rows", "zero_columns"),
+                "info" if is_masked else None,
             )
+
+
+def _were_weak(readings: Iterable[LayerReport], count: float) -> bool:
+    """Return whether half of so many rows were weak in one of these readings, as rows that decay are at first."""
+    return any(2 * value_of(layer, "weak_rows") >= count for layer in readings)
 
 
 def _rows(layer: LayerReport) -> int:

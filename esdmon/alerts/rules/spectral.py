@@ -18,7 +18,7 @@ _MOVING = 0.15  # ‖ΔW‖/‖W‖ in 100 steps above which a layer goes on mov
 _SEEN = 3  # moves between scheduled readings whose median counts
 _STEPS = 100  # in which a move is given
 _FAR = 0.7  # ‖ΔW‖/‖W‖ that a layer would reach at this rate in as many steps as the run has had
-_RISING = 1.01  # factor between learning rates of these readings, above which the rate still rises
+_RISEN = 1.01  # factor between the learning rates of the first and the last of 16 readings, above which it has risen
 _STEADY = 0.999  # of the square of the middle one of three rates, from which they rise by one factor
 _BACK = 0.8  # of the limit, below which an adapter's alert ends
 _LOST = 0.98  # share of the first rank below which rank was lost, beyond the scatter of the zero tolerance
@@ -51,11 +51,12 @@ def over_regularized(
     for each doubling of the steps, and is below that of the first reading. A layer that has grown at a high learning
     rate shrinks again without harm. (2) Motion, as by the noise of tiny batches or of a learning rate that is too
     large: the layer moves by more than 15 % of its norm in 100 steps, and at this rate by 70 % in as many steps as the
-    run has had. What counts is the median of the last three moves between scheduled readings. Moves do not count while
-    the learning rate rises by ever smaller factors, as in a linear warm-up, nor during a warm-up as defined in
-    `norm_explosion`, since they were shorter before; nor if the layer slows down: each move is shorter than the one
-    before, and the last less than half as long as the first. Small networks (M = 64 to 256) that have learned all of
-    their data reach an alpha of 1.5 to 1.8, hardly move, and are right on held-back examples.
+    run has had. What counts is the median of the last three moves between scheduled readings. Moves do not count where
+    the learning rate has risen by ever smaller factors in the last 16 readings, as in a linear warm-up and in one
+    cycle, nor during a warm-up as defined in `norm_explosion`, since they were shorter before; nor if the layer slows
+    down: each move is shorter than the one before, and the last less than half as long as the first. Small networks
+    (M = 64 to 256) that have learned all of their data reach an alpha of 1.5 to 1.8, hardly move, and are right on
+    held-back examples.
 
     It is always a notice for a weight that is computed from parameters, as by `spectral_norm`: its norm is held, so
     learning can only turn it, and the estimate of the norm makes it fluctuate. So neither cause counts there.
@@ -131,11 +132,9 @@ def _cause(name: str, history: History) -> str:
 
 
 def _is_levelling_off(readings: Sequence[LayerReport]) -> bool:
-    """Return whether the learning rate rises ever more slowly, as in a linear warm-up and at the top of a cycle."""
-    if len(readings) <= 2 * _SEEN:
-        return False
-    before, then, now = (layer.learning_rate for layer in readings[-2 * _SEEN - 1 :: _SEEN])
-    return now > _RISING * then and now * before < _STEADY * then**2
+    """Return whether the learning rate has risen by ever smaller factors, as in a linear warm-up and in one cycle."""
+    before, then, now = (readings[k].learning_rate for k in (0, len(readings) // 2, -1))
+    return now > _RISEN * before and now * before < _STEADY * then**2
 
 
 def _fall(was: LayerReport, now: LayerReport) -> float:

@@ -339,3 +339,15 @@ def test_rows_that_die_are_counted_from_the_first_reading() -> None:
     assert of(0, 11, 11, 11, 11, shape=tall) == []
     assert of(0, 21, 21, 21, 4, 4, 4, 4, shape=tall) == [(4, "firing"), (7, "resolved")]
     assert of(30, 30, 30, 30, 30, shape=wide) == []
+
+
+@pytest.mark.parametrize(
+    ("computed", "weak", "severity"), [(True, 0, "info"), (True, 30, "warning"), (False, 0, "warning")], ids=str
+)
+def test_rows_that_a_mask_makes_zero_are_a_notice(*, computed: bool, weak: int, severity: str) -> None:
+    """As by `prune.ln_structured`, which computes the weight. Rows that die in such a weight are weak at first."""
+    measures = [{"zero_rows": 0, "weak_rows": weak * (k == 10)} for k in range(1, 11)] + [{"zero_rows": 30}] * 20
+    layers = [reading(k, computed=computed, measures=each) for k, each in enumerate(measures, start=1)]
+    alerts = alerts_of(RULES["dead_units"], (report(layer.step, layer) for layer in layers))
+    assert [(alert.step, alert.severity) for alert in alerts] == [(13, severity)]
+    assert ("as by a mask" in alerts[0].message) == (severity == "info")
