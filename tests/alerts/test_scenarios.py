@@ -89,7 +89,7 @@ def test_a_small_network_that_has_learned_all_of_its_data_raises_no_warning() ->
     assert task.held_back_loss() < 0.15
     assert {alert.severity for alert in monitor.alerts} == {"info"}
     messages = [alert.message for alert in monitor.alerts if alert.rule == "over_regularized"]
-    assert "which confirms the alert; the layer neither shrinks nor moves far, and may be healthy" in messages[0]
+    assert "the layer neither shrinks nor moves far, and may be healthy; a second criterion, the ERG" in messages[0]
 
 
 def test_every_rule_has_its_scenario() -> None:

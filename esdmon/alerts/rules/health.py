@@ -104,7 +104,7 @@ def dead_layer(history: History) -> Iterable[Finding]:
         if (layer.stands_still or (is_old and layer.last_move <= LIVELY)) and layer.name in history.layers:
             if layer.trainable and not is_old and _may_be_idle(layer.name, history):
                 continue
-            why = "" if layer.trainable else " although it requires no gradient"
+            why = "" if layer.trainable else "; it requires no gradient"
             never_moved = all(
                 reading.update_ratio == 0 for reading in (history.first[layer.name], *history.layers[layer.name])
             )
@@ -114,9 +114,9 @@ def dead_layer(history: History) -> Iterable[Finding]:
                 why = "; an optimizer of whole batches, such as LBFGS, stops so when it has converged"
             yield Finding(
                 layer.name,
-                f"‖ΔW‖/‖W‖ is {layer.last_move:.1g}, at most {MOVED:g}, "
-                f"while {'other layers move' if is_lively else 'no layer moves any more'}, and "
-                f"the optimizer holds the weight{why}",
+                f"the weight does not move (‖ΔW‖/‖W‖ is {layer.last_move:.1g}), "
+                f"while {'other layers move' if is_lively else 'no layer moves any more'}, although "
+                f"the optimizer holds it{why}",
                 {"update_ratio": layer.last_move},
                 "info" if why else None,
             )

@@ -97,9 +97,9 @@ def over_regularized(
             agrees, cause = ratio < erg_ratio, _cause(name, history)
             yield Finding(
                 name,
-                f"alpha {value:.2f} (at most {high:.2f} ± {stderr:.2f}) is below {alpha:g}; the power law begins at "
-                f"{ratio:.2g} times the start of the ERG tail, which {'confirms' if agrees else 'does not confirm'} "
-                f"the alert; {cause or 'the layer neither shrinks nor moves far, and may be healthy'}",
+                f"alpha {value:.2f} (at most {high:.2f} ± {stderr:.2f}) is below {alpha:g}; "
+                f"{cause or 'the layer neither shrinks nor moves far, and may be healthy'}; a second criterion, the "
+                f"ERG tail of SETOL, {'confirms' if agrees else 'does not confirm'} this (ratio {ratio:.2g})",
                 evidence_of(now, "alpha", "alpha_high", "alpha_stderr", "n_tail", "ks_distance", "erg_gap"),
                 None if agrees and cause else "info",
             )

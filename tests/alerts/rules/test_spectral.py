@@ -43,7 +43,7 @@ def test_over_regularised_without_the_second_witness_is_a_notice() -> None:
     readings = [reading(1), *alone]
     (alert,) = alerts_of(RULES["over_regularized"], (report(layer.step, layer) for layer in readings))
     assert alert.severity == "info"
-    assert "begins at 0.8 times the start of the ERG tail, which does not confirm the alert" in alert.message
+    assert "a second criterion, the ERG tail of SETOL, does not confirm this (ratio 0.8)" in alert.message
 
 
 @pytest.mark.parametrize(
