@@ -30,7 +30,8 @@ BUILT_IN_RULES = (
         "layer_reset",
         layer_reset,
         checks=1,
-        advice="Check whether the layer was initialised again, or a part of a checkpoint was not loaded.",
+        advice="If that is not intended, check whether the layer was initialised again, or a part of a checkpoint was "
+        "not loaded.",
         mutes=("norm_explosion", "norm_decay", "update_surge", "correlation_trap", *_SHAPE),
         mutes_elsewhere=("norm_decay", "update_surge", "correlation_trap", *_SHAPE),
     ),
@@ -59,8 +60,8 @@ BUILT_IN_RULES = (
     AlertRule(
         "update_surge",
         update_surge,
-        advice="Check the learning rate, the batch size, the labels, the scale of inputs and loss, and the sign of the "
-        "loss; lower the learning rate or clip the gradients.",
+        advice="Unless data, labels or the task were changed on purpose, check the learning rate, the batch size, the "
+        "labels, the scale of inputs and loss, and the sign of the loss; lower the learning rate or clip the gradients.",
         mutes=("correlation_trap", *_SHAPE),
         mutes_elsewhere=("norm_decay", "correlation_trap", *_SHAPE),
     ),
