@@ -60,8 +60,8 @@ BUILT_IN_RULES = (
     AlertRule(
         "update_surge",
         update_surge,
-        advice="Unless the data or the task were changed on purpose, check the learning rate, the batch size, the labels, "
-        "the scale of inputs and loss, and the sign of the loss; lower the learning rate or clip the gradients.",
+        advice="Unless data or task were changed on purpose, check the learning rate, the batch size, the labels, the "
+        "scale of inputs and loss, and the sign of the loss; lower the learning rate or clip the gradients.",
         mutes=("correlation_trap", *_SHAPE),
         mutes_elsewhere=("norm_decay", "correlation_trap", *_SHAPE),
     ),
