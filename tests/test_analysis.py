@@ -149,7 +149,7 @@ def test_a_measure_of_the_users_own_joins(caplog: pytest.LogCaptureFixture) -> N
     assert all(math.isnan(layer.measures["broken"]) for layer in report)
     messages = [record.getMessage() for record in caplog.records]
     assert messages[0] == (
-        "esdmon: measure broken (plugin 'Extra', esdmon_register_measures) failed: RuntimeError: no. Reading goes on "
+        "esdmon: measure broken (plugin 'Extra', esdmon_register_measures) failed: RuntimeError: no. Reading continues "
         "without it."
     )
     assert len([message for message in messages if "broken" in message]) == 2

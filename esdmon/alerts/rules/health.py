@@ -61,7 +61,7 @@ def dead_layer(history: History) -> Iterable[Finding]:
 
     It also fires when the optimizer goes on to move a weight whose gradient is zero, as momentum does, Lion by the sign
     of its momentum, and schedule-free optimizers as their average follows: the gradient's sampled elements were exactly
-    zero at the sampled steps of the last two readings. Only gradients that `step()` leaves as they were can be checked:
+    zero at the last two sampled steps, and not before. Only gradients that `step()` leaves as they were can be checked:
     schedule-free AdamW adds weight decay to them.
     Embeddings are not checked in this way, since most of their rows get no gradient.
 
@@ -186,9 +186,18 @@ def _may_be_idle(name: str, history: History) -> bool:
 
 
 def _has_no_gradient(name: str, history: History) -> bool:
-    """Return whether the gradient was zero at the sampled steps of a layer's last two readings."""
-    last = history.layers.get(name, ())[-2:]
-    return len(last) > 1 and all(layer.zero_gradient == 1 and layer.kind != "embedding" for layer in last)
+    """Return whether the gradient was zero at the last two sampled steps of a layer, and was not before.
+
+    If it has always been zero, it may have been set to zero before it was sampled: where the loop calls
+    `monitor.step()` after `zero_grad(set_to_none=False)`.
+    """
+    sampled = [layer for layer in history.layers.get(name, ()) if layer.zero_gradient >= 0]
+    known = (history.first[name], *history.baseline[name], *sampled) if sampled else ()
+    return (
+        len(sampled) > 1
+        and all(layer.zero_gradient == 1 and layer.kind != "embedding" for layer in sampled[-2:])
+        and (name in history.firing or any(layer.zero_gradient < 1 for layer in known))
+    )
 
 
 def _may_lack_gradients(name: str, history: History) -> bool:

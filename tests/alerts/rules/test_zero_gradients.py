@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import bitsandbytes
 import pytest
 import torch
 from torch import nn
@@ -15,7 +14,7 @@ from tests.alerts.histories import RULES, alerts_of, reading, report, steps
 from tests.alerts.trainings import Digits
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    "Lion": lambda given: bitsandbytes.optim.Lion32bit(given, lr=1e-4),
+    "Lion": lambda given: pytest.importorskip("bitsandbytes").optim.Lion32bit(given, lr=1e-4),
     "SGD, momentum .99": lambda given: torch.optim.SGD(given, lr=5e-3, momentum=0.99),
     "AdamW": lambda given: torch.optim.AdamW(given, lr=1e-3, weight_decay=0.1),
 }
@@ -121,3 +120,19 @@ def test_a_gradient_that_is_set_to_none_in_the_step_is_not_known() -> None:
             optimizer.step()
     assert monitor.report is not None
     assert math.isnan(monitor.report.layers[0].zero_gradient)
+
+
+def test_gradients_that_the_loop_sets_to_zero_before_it_counts_the_step_say_nothing() -> None:
+    """`monitor.step()` comes after `zero_grad(set_to_none=False)`, so that each sampled gradient is zero."""
+    torch.set_num_threads(1)
+    training = Digits()
+    optimizer = training.optimizer
+    with esdmon.watch(training.model, optimizer, hook=False, every=10, budget=None, mode="sync", sinks=None) as monitor:
+        for _ in range(200):
+            training.loss().backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=False)
+            monitor.step()
+    assert monitor.report is not None
+    assert all(layer.zero_gradient == 1 for layer in monitor.report)
+    assert [alert for alert in monitor.alerts if alert.rule == "dead_layer"] == []
