@@ -52,18 +52,17 @@ def dead_layer(history: History) -> Iterable[Finding]:
     small for the dtype of the weight. bfloat16 rounds away an update below 1/250 of the element.
 
     It also fires when weight decay alone moves a weight, while gradients move another layer: the sampled step of that
-    layer makes it shorter by less than half of the step's length. Optimizers with weight
-    decay still shrink a weight whose gradient is zero, and Lookahead takes back a part of the decay every few steps.
-    The conditions are: the sampled steps of its last two readings only scale the weight, by 98 % of their length or
-    more; one of them, or all steps between them, make it shorter; it has moved no farther than such steps reach; and
-    its weight decay is at most twice that of the first reading. A higher decay may outweigh a gradient: see
-    `norm_decay`.
+    layer makes it shorter by less than half of the step's length. Optimizers with weight decay still shrink a
+    weight whose gradient is zero, and Lookahead takes back a part of the decay every few steps. The conditions are:
+    the sampled steps of its last two readings only scale the weight, by 98 % of their length or more; one of them,
+    or all steps between them, make it shorter; it has moved no farther than such steps reach; and its weight decay
+    is at most twice that of the first reading. A higher decay may outweigh a gradient: see `norm_decay`.
 
     It also fires when the optimizer goes on to move a weight whose gradient is zero, as momentum does, Lion by the sign
-    of its momentum, and schedule-free optimizers as their average follows: the gradient's sampled elements were exactly
-    zero at the last two sampled steps, and not before. Only gradients that `step()` leaves as they were can be checked:
-    schedule-free AdamW adds weight decay to them.
-    Embeddings are not checked in this way, since most of their rows get no gradient.
+    of its momentum, and schedule-free optimizers as their average follows: the gradient's sampled elements were
+    exactly zero at the last two sampled steps, and not before. Only gradients that `step()` leaves as they were can
+    be checked: schedule-free AdamW adds weight decay to them. Embeddings are not checked in this way, since most of
+    their rows get no gradient.
 
     It also fires when no layer moves any more, or none has a gradient, for each layer that has stopped suddenly: in the
     last 16 readings it moved by more than 1e-4 of its norm, at a learning rate of less than ten times the present one.
