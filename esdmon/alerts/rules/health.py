@@ -15,6 +15,7 @@ moving, but not all at the same report. Our choice."""
 _ALONE = 0.98
 """Share of a step's length by which it makes a weight shorter or longer, above which the step only scales the weight. A
 gradient step of a fifth of the decay lowers the share below this. Our choice."""
+_SPARSE = 0.9  # share of zeros in a gradient up to which 256 sampled elements are not all zero by chance; our choice
 _DECAYING = 0.5  # of the length of a step, by which decay makes a weight shorter, as in `norm_decay`
 _RAISED = 2.0  # times the first weight decay, above which decay can outweigh a gradient; our choice
 _LONG = 5  # due steps, the `checks` of the rule, that a layer which is idle at times must stand still
@@ -62,7 +63,7 @@ def dead_layer(history: History) -> Iterable[Finding]:
     of its momentum, and schedule-free optimizers as their average follows: the gradient's sampled elements were
     exactly zero at the last two sampled steps, and not before. Only gradients that `step()` leaves as they were can
     be checked: schedule-free AdamW adds weight decay to them. Embeddings are not checked in this way, since most of
-    their rows get no gradient.
+    their rows get no gradient, nor weights of whose gradient more than nine tenths were zero before.
 
     It also fires when no layer moves any more, or none has a gradient, for each layer that has stopped suddenly: in the
     last 16 readings it moved by more than 1e-4 of its norm, at a learning rate of less than ten times the present one.
@@ -185,17 +186,18 @@ def _may_be_idle(name: str, history: History) -> bool:
 
 
 def _has_no_gradient(name: str, history: History) -> bool:
-    """Return whether the gradient was zero at the last two sampled steps of a layer, and was not before.
+    """Return whether the gradient was zero at the last two sampled steps of a layer, and most of it was not before.
 
     If it has always been zero, it may have been set to zero before it was sampled: where the loop calls
-    `monitor.step()` after `zero_grad(set_to_none=False)`.
+    `monitor.step()` after `zero_grad(set_to_none=False)`. If nearly all of it was zero before, as for inputs that are
+    counts of words, the sampled elements may be zero by chance.
     """
     sampled = [layer for layer in history.layers.get(name, ()) if layer.zero_gradient >= 0]
     known = (history.first[name], *history.baseline[name], *sampled) if sampled else ()
     return (
         len(sampled) > 1
         and all(layer.zero_gradient == 1 and layer.kind != "embedding" for layer in sampled[-2:])
-        and (name in history.firing or any(layer.zero_gradient < 1 for layer in known))
+        and (name in history.firing or any(layer.zero_gradient < _SPARSE for layer in known))
     )
 
 

@@ -82,6 +82,7 @@ def _reports(shares: list[float], **fields: Any) -> list[Any]:
     [
         ([0.2] * 10, [1.0] * 6, 16),
         ([0.2] * 10, [0.99] * 12, None),
+        ([0.97] * 10, [1.0] * 30, None),  # by chance, as of inputs that are counts of words
         ([math.nan] * 10, [math.nan] * 12, None),
         ([0.2] * 5 + [1.0] + [0.2] * 6, [1.0] * 6, None),  # an expert that gets no token now and then
         ([0.2] * 5 + [1.0] + [0.2] * 6, [1.0] * 12, 20),
