@@ -9,7 +9,8 @@ from esdmon.alerts.rules.change import (
     scale_collapse,
     stable_rank_drop,
 )
-from esdmon.alerts.rules.health import dead_layer, dead_units, non_finite, reading_failed, stale_monitor
+from esdmon.alerts.rules.dead_layer import dead_layer
+from esdmon.alerts.rules.health import dead_units, non_finite, reading_failed, stale_monitor
 from esdmon.alerts.rules.moves import layer_reset, norm_decay, update_surge
 from esdmon.alerts.rules.spectral import adapter_growth, over_regularized, rank_collapse
 
