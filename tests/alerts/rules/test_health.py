@@ -74,6 +74,13 @@ def test_a_layer_that_is_trained_in_turn_with_others_must_stand_still_for_longer
     assert turns(6, 6, 12) == [(17, "firing"), (19, "resolved"), (59, "firing"), (61, "resolved")]
 
 
+def test_a_layer_that_has_never_paused_is_dead_after_five_extra_readings() -> None:
+    """Before the next scheduled report, which counts how long a layer pauses."""
+    extra = [report(step, reading(step), reading(step, "dead", moved=0.0)) for step in range(11, 20)]
+    reports = steady([0.001] * 10) + [replace(each, extra=True) for each in extra]
+    assert steps(alerts_of(RULES["dead_layer"], reports)) == [(15, "firing")]
+
+
 def test_a_dead_layer_that_moves_a_little_is_still_dead() -> None:
     """The less often it is read, the farther has it moved by then."""
     reports = steady([0.001] * 10) + [still(step, since=10) for step in range(11, 20)]
