@@ -150,8 +150,8 @@ def _only_decays(name: str, history: History) -> bool:
 def _may_be_idle(name: str, history: History) -> bool:
     """Return whether a layer that stands still may only wait for its next gradient, as an expert for tokens.
 
-    It may if it has paused before, for as long or longer, and then moved again. It also may if it moved in the last five due
-    steps, unless the baseline has six or more sampled steps that all moved it.
+    It may if it has paused before, for as long or longer, and then moved again. It also may if it moved in the last
+    five due steps, unless the baseline has six or more sampled steps that all moved it.
     """
     pause = history.pauses.get(name, Pause())
     if 0 < pause.longest >= pause.now:
