@@ -97,12 +97,10 @@ def thresholds(rule: AlertRule) -> str:
 
 
 def _page(rule: AlertRule) -> str:
-    first, *paragraphs = rule.page.split("\n\n")
-    if rule.advice:
-        paragraphs.insert(0, f"What to do: {rule.advice}")  # before the details, which may fill a screen
-    paragraphs.insert(0, first)
-    if rule.thresholds:
-        paragraphs.append(f"Thresholds: {thresholds(rule)}")
+    first, *details = rule.page.split("\n\n")
+    advice = [f"What to do: {rule.advice}"] if rule.advice else []  # before the details, which may fill a screen
+    limits = [f"Thresholds: {thresholds(rule)}"] if rule.thresholds else []
+    paragraphs = [first, *advice, *details, *limits]
     return "\n\n".join([f"{rule.name}: {rule.severity}, {persistence(rule)}", *map(_indented, paragraphs)])
 
 

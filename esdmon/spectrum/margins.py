@@ -64,10 +64,11 @@ class Sides(ABC):
         """Return a mask of the slices that are not dead, by the rule of `alive`.
 
         The kernel positions under a mask are zero, and so are all but one of a kernel that begins as a delta. Slices
-        with one eigenvalue are the channels of a depthwise convolution, of which none is dropped.
+        with one eigenvalue are the channels of a depthwise convolution, of which none is dropped. A single slice is not
+        compared: its sum would have to be fetched from the device for each linear layer.
         """
-        sums = self.by_slice()
-        return ~is_below(DEAD, sums) if min(shape[1:]) > 1 else np.ones(sums.size, dtype=bool)
+        slices, *sides = shape
+        return ~is_below(DEAD, self.by_slice()) if slices > 1 and min(sides) > 1 else np.ones(slices, dtype=bool)
 
     def alive(self) -> tuple[Bools, Bools]:
         """Return masks of the rows and columns whose rms over all slices is at least 1e-3 of the median of their side.

@@ -35,7 +35,7 @@ class DriftLog:
 
     def is_here(self, name: str) -> bool:
         """Return whether this process can read a matrix alone, and knows it by this name."""
-        return self._job is None or self._job.names.is_here(name)
+        return self.whole(name) == name
 
     def known(self) -> dict[str, float]:
         """Return ‖ΔW‖/‖W‖ of each matrix since its last reading, as last measured."""

@@ -46,10 +46,6 @@ class JobNames:
         local = self._local.get(name, name)
         return local if self._parts.has(local) else ""
 
-    def is_here(self, name: str) -> bool:
-        """Return whether rank 0 can read a matrix of the job alone, and knows it by this name."""
-        return self._local.get(name, name) == name and self._parts.is_here(name)
-
     def whole(self, name: str) -> str:
         """Return rank 0's own name of a matrix of the job that it holds completely; empty for any other matrix."""
         local = self._local.get(name, name)

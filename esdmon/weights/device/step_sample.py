@@ -55,9 +55,8 @@ class StepSampler:
         self._before: dict[str, Tensor] = {}
         self._after: dict[str, Tensor] = {}
         self._last: dict[str, StepSample] = {}
-        self._counts: dict[str, int] = {}
-        """Number of elements in the samples of each weight."""
-        self._arriving: list[tuple[list[str], Fetched]] = []
+        self._arriving: list[tuple[list[str], int, Fetched]] = []
+        """Names, the number of elements in the samples of each, and their norms."""
 
     def watch(self, matrices: Iterable[Matrix]) -> None:
         """Sample these weights from now on; weights that were sampled before keep their start."""
@@ -92,17 +91,17 @@ class StepSampler:
             group = groups.setdefault((now.device, now.numel()), _Group())
             group.names.append(name)
             group.parts += [start, earlier, before, now, self._zero_gradient(name, now)]
-        for group in groups.values():
-            self._compare(group)
+        for (_, size), group in groups.items():
+            self._compare(group, size)
         self._before, self._after = {}, after
 
     def take(self) -> dict[str, StepSample]:
         """Return the samples that have finished since the last call, without waiting for the others."""
         found: dict[str, StepSample] = {}
         waiting = []
-        for names, norms in self._arriving:
+        for names, size, norms in self._arriving:
             if not norms.is_there():
-                waiting.append((names, norms))
+                waiting.append((names, size, norms))
                 continue
             for name, (start, earlier, before, now, zeros, shifted, moved, since_start) in zip(
                 names, norms.read().tolist(), strict=True
@@ -113,7 +112,7 @@ class StepSampler:
                     growth=now / before - 1 if before > 0 else 0.0,
                     shift=relative_move(shifted, earlier),
                     start_ratio=relative_move(since_start, max(now, start)),
-                    zero_gradient=round(zeros**2) / self._counts[name] if zeros >= 0 else math.nan,
+                    zero_gradient=round(zeros**2) / size if zeros >= 0 else math.nan,
                 )
         self._arriving = waiting
         self._last |= found
@@ -176,13 +175,12 @@ class StepSampler:
                     return zeros
         return torch.full_like(now, math.nan)
 
-    def _compare(self, group: _Group) -> None:
-        self._counts |= dict.fromkeys(group.names, group.parts[0].numel())
-        samples = torch.stack(group.parts).reshape(len(group.names), 5, -1)
+    def _compare(self, group: _Group, size: int) -> None:
+        samples = torch.stack(group.parts).reshape(len(group.names), 5, size)
         moves = samples.narrow(1, 1, 3).diff(dim=1)
         since_start = samples.narrow(1, 3, 1) - samples.narrow(1, 0, 1)
         norms = torch.linalg.vector_norm(torch.cat((samples, moves, since_start), dim=1), dim=2)
-        self._arriving.append((group.names, self._transfers.fetch(norms)))
+        self._arriving.append((group.names, size, self._transfers.fetch(norms)))
 
 
 def _is_alike(one: Tensor, other: Tensor) -> bool:
