@@ -22,7 +22,7 @@ SOURCES = sorted(
     if "build" not in path.parts
 )
 TESTS = sorted(path for path in (ROOT / "tests").rglob("*.py") if path.name != "test_prose.py")
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 ODD = re.compile(
     r"\b(told|tells?|telling|anew|likewise|as it is\b(?! (read|used|drawn))|(?<!soon )as they are|"
     r"(?<!there )(is|are) no (?!more|longer|better)|a stranger'?s?|whose turn|takes? its turn|comes? to nothing|"
