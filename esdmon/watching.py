@@ -265,7 +265,7 @@ def _reader(
         processes=processes,
     )
     if ranks is not None:
-        raise_common(ranks, reader.model.problems, shared.limits.rank_seconds)
+        raise_common(ranks, reader.model.problems)
     return reader
 
 

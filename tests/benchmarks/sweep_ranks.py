@@ -9,8 +9,8 @@ from typing import Any
 
 from esdmon.limits import Limits
 from esdmon.runtime.pipeline.screening import Screening
-from esdmon.runtime.ranks.coordination import Assignment
 from esdmon.runtime.ranks.holdings import Holdings, Listed, Part, Table, join
+from esdmon.runtime.ranks.messages import Assignment
 from esdmon.runtime.ranks.norms import JobScreening
 from esdmon.runtime.ranks.sharing import Capacities, Sharing
 from esdmon.schedule.budget import Budget

@@ -18,10 +18,11 @@ from esdmon.limits import Limits
 from esdmon.records import LayerReport
 from esdmon.runtime.ranks.announcer import Announcer
 from esdmon.runtime.ranks.assembly import Assembly
-from esdmon.runtime.ranks.coordination import Assignment, Coordinator, Plan, Role
+from esdmon.runtime.ranks.coordination import Coordinator
 from esdmon.runtime.ranks.fragment_exchange import FragmentExchange, Moved, PeerError
 from esdmon.runtime.ranks.holdings import Holder
 from esdmon.runtime.ranks.memory_limit import MemoryLimit
+from esdmon.runtime.ranks.messages import Assignment, Plan, Role
 from esdmon.runtime.ranks.norms import OwnNorms
 from esdmon.runtime.ranks.parts import Own, ShardedSource
 from esdmon.runtime.workers.executor import Executor
@@ -128,9 +129,9 @@ class Assignments:
                 for assignment in plan.assignments
                 for name in assignment.names
             }
-        assigned = Assigned(plan, (), {}, sampled)
         tasks: list[Task] = []
         moved: dict[str, Ratio] = {}
+        failures: dict[int, str] = {}
         marked: dict[str, Callable[[], Moved]] = {}  # a parameter may be in several assignments of a step
         for assignment in plan.assignments:
             if assignment.parameters:
@@ -139,10 +140,10 @@ class Assignments:
                     for name in assignment.names:
                         self._source.mark(self.local(name))
                 if assignment.owner == self._ranks.rank:
-                    tasks.append(self._begin_assembled(assignment, step, own, assigned.failures))
+                    tasks.append(self._begin_assembled(assignment, step, own, failures))
             else:
                 tasks += self._begin_whole(assignment, step, moved)
-        return replace(assigned, tasks=tuple(tasks), moved=moved)
+        return Assigned(plan, tuple(tasks), moved, sampled, failures)
 
     def screen(self, step: int, plan: Plan) -> float:
         """Begin to compute the norms that a plan requests from this rank, after `follow`.

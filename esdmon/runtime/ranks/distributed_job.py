@@ -9,9 +9,10 @@ from esdmon.isolation import Faults
 from esdmon.limits import Limits
 from esdmon.records import Coverage, LayerReport
 from esdmon.runtime.ranks.assignments import Assigned, Assignments
-from esdmon.runtime.ranks.coordination import Assignment, Coordinator, Plan
+from esdmon.runtime.ranks.coordination import Coordinator
 from esdmon.runtime.ranks.holdings import Holdings
 from esdmon.runtime.ranks.membership import Membership
+from esdmon.runtime.ranks.messages import Assignment, Plan
 from esdmon.runtime.ranks.names import JobNames
 from esdmon.runtime.ranks.norms import JobNorms, JobScreening
 from esdmon.runtime.ranks.rank_faults import RankFaults

@@ -15,8 +15,8 @@ from zlib import crc32
 from esdmon.records import Screened
 from esdmon.runtime.ranks.coordination import Coordinator
 from esdmon.runtime.ranks.holdings import Holdings
+from esdmon.runtime.ranks.messages import RankNorms
 from esdmon.runtime.ranks.parts import ShardedSource, Squares
-from esdmon.runtime.ranks.rank_norms import RankNorms
 from esdmon.schedule.budget import Cost
 
 _AWAITED_STEPS = 3  # due steps whose norms are waited for; our choice

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol, TypeAlias
 
-from esdmon.records import Coverage
 from esdmon.runtime.ranks.fragment_exchange import Moved
 from esdmon.runtime.ranks.holdings import Holder, Listed, Part
 from esdmon.runtime.workers.source import Source
@@ -29,9 +28,6 @@ class Parts(Protocol):
 
     def holdings(self) -> tuple[dict[str, Listed], dict[str, Part]]:
         """Return the matrices of this rank's model, and its sharded parameters."""
-
-    def coverage(self) -> Coverage:
-        """Return how much of this rank's model is watched, as if it held all of it."""
 
     def has_fragment(self, parameter: str) -> bool:
         """Return whether this rank holds a fragment of a parameter."""

@@ -24,7 +24,7 @@ class RemoteReader:
 
     reports = False
     is_idle = False
-    """Always True, since rank 0 may request a reading at each step."""
+    """Always False, since rank 0 may request a reading at each step."""
 
     def __init__(
         self, source: ShardedSource, executor: Executor, ranks: Coordinator, *, limits: Limits | None = None

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
-from esdmon.runtime.ranks.coordination import Assignment
 from esdmon.runtime.ranks.holdings import Entry, Holdings, Table
+from esdmon.runtime.ranks.messages import Assignment
 from esdmon.schedule.budget import Budget
 from esdmon.schedule.loads import Loads
 

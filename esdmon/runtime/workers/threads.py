@@ -43,7 +43,7 @@ class Threads:
         self._jobs: deque[_Job] = deque()
         self._changed = Condition()
         self._threads: dict[Thread, list[_Job]] = {}
-        """Each thread with its running job, or None."""
+        """Each thread with its running job, or with none."""
         self._is_closed = False
 
     @property

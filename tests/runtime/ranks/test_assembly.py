@@ -10,9 +10,9 @@ import pytest
 from esdmon.limits import Limits
 from esdmon.records import LayerReport
 from esdmon.runtime.ranks.assignments import Assignments
-from esdmon.runtime.ranks.coordination import Assignment, Plan, Role
 from esdmon.runtime.ranks.fragment_exchange import FragmentExchange, Moved
 from esdmon.runtime.ranks.holdings import Holder
+from esdmon.runtime.ranks.messages import Assignment, Plan, Role
 from esdmon.runtime.ranks.parts import Own
 from esdmon.runtime.workers.source import Answer
 from esdmon.schedule.budget import Budget

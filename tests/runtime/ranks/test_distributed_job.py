@@ -6,9 +6,10 @@ from esdmon.isolation import Faults
 from esdmon.limits import Limits
 from esdmon.records import LayerReport
 from esdmon.runtime.ranks.assignments import Assigned
-from esdmon.runtime.ranks.coordination import Assignment, Coordinator, Plan
+from esdmon.runtime.ranks.coordination import Coordinator
 from esdmon.runtime.ranks.distributed_job import DistributedJob
 from esdmon.runtime.ranks.holdings import Holdings, Listed, Table
+from esdmon.runtime.ranks.messages import Assignment, Plan
 from esdmon.runtime.ranks.sharing import Reads
 from esdmon.schedule.budget import Budget
 from tests.benchmarks.sharded_scale import CountingStore, OnlyTells

@@ -13,8 +13,9 @@ from torch import distributed, linalg, nn
 import esdmon
 from esdmon.records import Screened
 from esdmon.runtime.pipeline import screening
-from esdmon.runtime.ranks.coordination import Coordinator, Plan
+from esdmon.runtime.ranks.coordination import Coordinator
 from esdmon.runtime.ranks.holdings import Entry, Holder, Holdings
+from esdmon.runtime.ranks.messages import Plan
 from esdmon.runtime.ranks.norms import JobNorms, OwnNorms
 from esdmon.runtime.ranks.parts import Squares
 from esdmon.schedule import priority
