@@ -298,7 +298,7 @@ def _readings(
     job = None
     if ranks is not None:
         own = Assignments(reader, executor, ranks, limits=limits)
-        job = DistributedJob(ranks, own, shared.faults, limits=limits, escalates=has_rules)
+        job = DistributedJob(ranks, own, shared.faults, budget, limits=limits, escalates=has_rules)
     readings = ReadingPipeline(
         reader, executor, budget, job=job, max_tags=shared.options.max_tags, queue=limits.due_steps_under_way
     )

@@ -124,7 +124,7 @@ class Planning:
             for name in due.elsewhere.names if due.elsewhere else ():
                 rank = due.owners[name]
                 under_way[rank] = under_way.get(rank, 0.0) + self._priority.expected(name)
-        return job.capacities.reads(self._budget, under_way, ahead=ahead)
+        return job.capacities.reads(under_way, ahead=ahead)
 
 
 def _credit_of(ranks: Mapping[int, Reads]) -> float:

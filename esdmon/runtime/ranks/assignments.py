@@ -165,11 +165,6 @@ class Assignments:
             self.announcer.exchange.close()
         self._ranks.end()
 
-    @property
-    def pace(self) -> float:
-        """Return the seconds of reading of this rank for each second of its budget."""
-        return self._executor.pace
-
     def local(self, name: str) -> str:
         """Return this rank's own name of a matrix or parameter of the job."""
         return self._role.local.get(name, name)

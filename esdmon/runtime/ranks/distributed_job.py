@@ -18,6 +18,7 @@ from esdmon.runtime.ranks.norms import JobNorms, JobScreening
 from esdmon.runtime.ranks.rank_faults import RankFaults
 from esdmon.runtime.ranks.sharing import Capacities, Reads, Sharing
 from esdmon.runtime.workers.source import Answer, Task
+from esdmon.schedule.budget import Budget
 from esdmon.schedule.polls import between
 
 ToScreen: TypeAlias = Callable[[Collection[str]], Collection[str]]
@@ -40,12 +41,20 @@ class DistributedJob:
         ranks: exchanges messages with the other ranks.
         own: rank 0's own part of the work.
         faults: counts the failures of each rank, and pauses it.
+        budget: of rank 0.
         limits: limits on bytes of copies and seconds of waiting.
         escalates: whether alerts may request readings between due steps.
     """
 
     def __init__(
-        self, ranks: Coordinator, own: Assignments, faults: Faults, *, limits: Limits, escalates: bool = False
+        self,
+        ranks: Coordinator,
+        own: Assignments,
+        faults: Faults,
+        budget: Budget,
+        *,
+        limits: Limits,
+        escalates: bool = False,
     ) -> None:
         self._ranks = ranks
         self._own = own
@@ -64,7 +73,7 @@ class DistributedJob:
         self.names = JobNames(own.parts)
         """The names of matrices in the job, and in rank 0's own model."""
         self._sharing = Sharing(limits.copied_bytes)
-        self.capacities = Capacities(lambda: own.pace, advance=limits.advance_seconds)
+        self.capacities = Capacities(budget)
         """The reading capacity of each rank."""
         self._ending = 0
         self._norms = JobNorms(ranks)
