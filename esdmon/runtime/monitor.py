@@ -15,7 +15,7 @@ from esdmon.runtime.alerting import Alerting
 from esdmon.runtime.delivery import Delivery, close_sinks
 from esdmon.runtime.escalation import Escalation
 from esdmon.runtime.ranks.requests import Requests
-from esdmon.runtime.readings import NoReadings, Readings
+from esdmon.runtime.readings import Readings
 from esdmon.runtime.reporting import Reporting
 from esdmon.runtime.saved_state import as_state, parse
 from esdmon.runtime.stepping import Stepping
@@ -280,4 +280,4 @@ class Monitor:
 
 def copied(steps: int) -> Monitor:
     """Return an inactive copy of a monitor: it has the counted steps, and neither reads nor counts."""
-    return Monitor(NoReadings(), schedule=lambda _step: False, first_step=steps, hints=UsageHints(is_copy=True))
+    return Monitor(Readings(), schedule=lambda _step: False, first_step=steps, hints=UsageHints(is_copy=True))

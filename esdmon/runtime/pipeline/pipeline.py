@@ -18,6 +18,7 @@ from esdmon.runtime.pipeline.planning import Planning
 from esdmon.runtime.pipeline.screening import Screening
 from esdmon.runtime.pipeline.starter import Starter
 from esdmon.runtime.ranks.distributed_job import DistributedJob
+from esdmon.runtime.readings import Readings
 from esdmon.runtime.workers.executor import Executor
 from esdmon.runtime.workers.source import Source
 from esdmon.schedule.budget import Budget
@@ -25,7 +26,7 @@ from esdmon.schedule.priority import ReadPriority
 
 
 @final
-class ReadingPipeline:
+class ReadingPipeline(Readings):
     """Begin readings at each due step, and yield the reports that are complete at every step.
 
     Args:
@@ -38,6 +39,8 @@ class ReadingPipeline:
     """
 
     reports = True
+    is_ready = False
+    """True if there is nothing to do before the first due step."""
 
     def __init__(
         self,
@@ -61,7 +64,6 @@ class ReadingPipeline:
         self._forget()
         self._steps = self._last_due = 0
         self.is_ready = job is None
-        """True if there is nothing to do before the first due step."""
 
     @property
     def latest(self) -> Mapping[str, LayerReport]:
