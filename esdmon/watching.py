@@ -39,6 +39,7 @@ from esdmon.runtime.ranks.coordination import Coordinator
 from esdmon.runtime.ranks.distributed_job import DistributedJob
 from esdmon.runtime.ranks.remote_reader import RemoteReader
 from esdmon.runtime.ranks.requests import Requests
+from esdmon.runtime.reading.options import ReadingOptions
 from esdmon.runtime.reading.reader import Reader
 from esdmon.runtime.readings import Readings
 from esdmon.runtime.step_sampling import StepSampling
@@ -251,18 +252,21 @@ def _reader(
 ) -> Reader:
     """Return what reads the matrices of a model; raise a problem of the selection, in a job one that all ranks have."""
     options, ranks = shared.options, shared.ranks
-    reader = Reader(
-        opened(model),
-        options.known,
-        measures=options.chosen_measures,
+    reading = ReadingOptions(
+        options.chosen_measures,
         selection=replace(options.selection, may_be_empty=ranks is not None),
         reference=None if options.reference is None else opened(options.reference),
         precision=options.precision,
+        processes=processes,
+    )
+    reader = Reader(
+        opened(model),
+        options.known,
+        reading,
         optimizers=optimizers,
         faults=shared.faults,
         drift=Drift(transfers),
         transfers=transfers,
-        processes=processes,
     )
     if ranks is not None:
         raise_common(ranks, reader.model.problems)

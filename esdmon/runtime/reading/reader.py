@@ -17,26 +17,21 @@ from esdmon.runtime.reading.gpu_solver import GpuSolver
 from esdmon.runtime.reading.held_parameters import HeldParameters
 from esdmon.runtime.reading.local_parts import LocalParts
 from esdmon.runtime.reading.measuring import Measuring
+from esdmon.runtime.reading.options import ReadingOptions
 from esdmon.runtime.reading.records import ReadingRecords
 from esdmon.runtime.reading.watched_model import WatchedModel
-from esdmon.runtime.workers.processes import Processes
 from esdmon.runtime.workers.source import Ratio, unknown
 from esdmon.schedule.step_sample import StepSample
-from esdmon.spectrum import Measure
 from esdmon.weights import (
     Drift,
     Matrix,
     Model,
     Screener,
-    Selection,
-    Solver,
     StepSampler,
     TrainingViews,
     Transfers,
-    check_precision,
     discover,
     snapshot,
-    solve_torch,
 )
 
 
@@ -47,16 +42,11 @@ class Reader:
     Args:
         model: a module, or a mapping of names to tensors.
         plugins: extract matrices of unknown modules, and name the owners of measures.
-        measures: computed for each spectrum.
-        selection: which matrices are read; None for the default.
-        reference: another state of the model: the difference from it is read.
-        precision: "auto" or "exact".
+        options: what is read, and how.
         optimizers: the optimizers whose parameters are recorded.
         faults: counts readings and measures that fail; None for a model that is read once.
         drift: measures how far weights have moved; None for a model that is read once.
-        solver: computes eigenvalues.
         transfers: copy tensors from an accelerator to the CPU.
-        processes: finish the readings of copies; None for the calling thread.
 
     Raises:
         InputError: for a model that cannot be read, or without matrices.
@@ -66,17 +56,12 @@ class Reader:
         self,
         model: Model,
         plugins: Plugins,
+        options: ReadingOptions,
         *,
-        measures: Sequence[Measure],
-        selection: Selection | None = None,
-        reference: Model | None = None,
-        precision: str = "auto",
         optimizers: Sequence[Optimizer] = (),
         faults: Faults | None = None,
         drift: Drift | None = None,
-        solver: Solver = solve_torch,
         transfers: Transfers | None = None,
-        processes: Processes | None = None,
     ) -> None:
         self._views = TrainingViews(optimizers)
         self.model = WatchedModel(
@@ -84,8 +69,8 @@ class Reader:
             partial(
                 discover,
                 model,
-                selection=selection,
-                reference=reference,
+                selection=options.selection,
+                reference=options.reference,
                 extractor=plugins.extract,
                 materializer=plugins.materialize,
                 views=None if drift is None else self._views.of,
@@ -94,10 +79,8 @@ class Reader:
         )
         self.held = HeldParameters(optimizers)
         self._faults = faults or Faults(during="reading")
-        self._measuring = Measuring(measures, plugins, self._faults, follows=drift is not None)
-        self._computing = Computing(
-            self._measuring, precision=check_precision(precision), solver=solver, processes=processes
-        )
+        self._measuring = Measuring(options.measures, plugins, self._faults, follows=drift is not None)
+        self._computing = Computing(self._measuring, options)
         self._transfers = transfers or Transfers()
         self._drift = drift
         self.steps = StepSampler(self._transfers)
