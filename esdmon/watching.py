@@ -29,6 +29,7 @@ from esdmon.options.modes import available_mode, resolved_mode, workers_for
 from esdmon.options.sinks import Sinks, open_sinks
 from esdmon.options.watch_options import check
 from esdmon.runtime.clock import Clock
+from esdmon.runtime.context import Context
 from esdmon.runtime.escalation import Escalation
 from esdmon.runtime.monitor import Monitor
 from esdmon.runtime.optimizers import check_clock, optimizers_in
@@ -199,20 +200,23 @@ def attach(
     budget, executor = _executor(shared, reader, mode, processes)
     readings, escalation = _readings(shared, reader, executor, budget, has_rules=bool(rules))
     actions = actions_for(options.alert_config, options.on_alert, known)
+    context = Context(
+        limits=limits,
+        faults=faults,
+        budget=budget,
+        requests=Requests(shared.ranks if shares_requests and actions.can_request else None),
+        hints=UsageHints() if hooked is None else UsageHints(_NOT_CALLED.format(type(hooked).__name__)),
+    )
     monitor = Monitor(
         readings,
         schedule=options.schedule,
         sinks=sinks,
         alerts=AlertManager(rules if shared.leads else (), faults=faults, who=rule_labels(options.alert_config, known)),
         actions=actions,
-        budget=budget,
-        faults=faults,
-        parts={"reader": reader},
-        first_step=first_step,
-        limits=limits,
         escalation=escalation,
-        requests=Requests(shared.ranks if shares_requests and actions.can_request else None),
-        hints=UsageHints() if hooked is None else UsageHints(_NOT_CALLED.format(type(hooked).__name__)),
+        reader=reader,
+        first_step=first_step,
+        context=context,
     )
     if hooked is not None:
         monitor.at_close(Clock(hooked, monitor.hooked_step, faults).close)

@@ -3,13 +3,11 @@
 import math
 from typing import final
 
-from esdmon.isolation import Faults
+from esdmon.runtime.context import Context
 from esdmon.runtime.escalation import Escalation
-from esdmon.runtime.ranks.requests import Requests
 from esdmon.runtime.readings import Readings
 from esdmon.runtime.reporting import Reporting
 from esdmon.schedule import Schedule, next_due
-from esdmon.schedule.budget import Budget
 
 
 @final
@@ -21,9 +19,7 @@ class Stepping:
         schedule: decides which steps are due.
         reporting: checks and writes complete reports.
         escalation: asks for readings between due steps; None where there are none.
-        requests: what alerts ask of the training, exchanged with the other ranks.
-        faults: keeps failures away from the training.
-        budget: is charged with the time.
+        context: what is shared with the other parts of the monitor.
     """
 
     def __init__(
@@ -33,17 +29,13 @@ class Stepping:
         reporting: Reporting,
         *,
         escalation: Escalation | None,
-        requests: Requests,
-        faults: Faults,
-        budget: Budget,
+        context: Context,
     ) -> None:
         self._readings = readings
         self._schedule = schedule
         self._reporting = reporting
         self._escalation = escalation
-        self._requests = requests
-        self._faults = faults
-        self._budget = budget
+        self._requests, self._faults, self._budget = context.requests, context.faults, context.budget
         self._has_settled = False
 
     def take(self, step: int, count: int, host_step: int | None) -> bool:

@@ -11,6 +11,7 @@ import torch
 from esdmon.alerts import Actions, AlertManager, AlertRule, Finding, History
 from esdmon.isolation import Faults
 from esdmon.records import Alert, Report
+from esdmon.runtime.context import Context
 from esdmon.runtime.monitor import Monitor
 from esdmon.schedule import every
 from esdmon.sinks import MemorySink
@@ -87,7 +88,9 @@ def test_a_run_that_goes_back_looks_at_each_step_anew() -> None:
 
 def test_strict_raises() -> None:
     """For tests and for finding a fault."""
-    monitor = Monitor(Reads(), schedule=every(1), sinks=[("x", RaisingSink())], faults=Faults(strict=True))
+    monitor = Monitor(
+        Reads(), schedule=every(1), sinks=[("x", RaisingSink())], context=Context(faults=Faults(strict=True))
+    )
     with pytest.raises(OSError, match="No space left"):
         monitor.step()
 

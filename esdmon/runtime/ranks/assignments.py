@@ -19,12 +19,12 @@ from esdmon.records import LayerReport
 from esdmon.runtime.ranks.announcer import Announcer
 from esdmon.runtime.ranks.assembly import Assembly
 from esdmon.runtime.ranks.coordination import Coordinator
-from esdmon.runtime.ranks.fragment_exchange import FragmentExchange, Moved, PeerError
+from esdmon.runtime.ranks.fragment_exchange import FragmentCopy, FragmentExchange, Moved, PeerError
 from esdmon.runtime.ranks.holdings import Holder
 from esdmon.runtime.ranks.memory_limit import MemoryLimit
 from esdmon.runtime.ranks.messages import Assignment, Plan, Role
 from esdmon.runtime.ranks.norms import OwnNorms
-from esdmon.runtime.ranks.parts import Own, ShardedSource
+from esdmon.runtime.ranks.parts import ShardedSource
 from esdmon.runtime.workers.executor import Executor
 from esdmon.runtime.workers.source import Answer, Ratio, Task, unknown
 from esdmon.schedule.polls import Polls
@@ -183,9 +183,11 @@ class Assignments:
             self._begun.popleft()
         exchange.expire(min(self._begun[0][1], now - 2 * exchange.patience))
 
-    def _copy(self, assignment: Assignment, step: int, marked: dict[str, Callable[[], Moved]]) -> dict[str, Own]:
+    def _copy(
+        self, assignment: Assignment, step: int, marked: dict[str, Callable[[], Moved]]
+    ) -> dict[str, FragmentCopy]:
         """Copy this rank's fragments: for its own reading, or for a reader that does not hold the same fragment."""
-        own: dict[str, Own] = {}
+        own: dict[str, FragmentCopy] = {}
         for name in assignment.parameters:
             local = self.local(name)
             if not self.parts.has_fragment(local) or self.announcer.exchange is None:
@@ -196,9 +198,8 @@ class Assignments:
                 if is_mine:
                     own[local] = self.parts.copy(local), moved
                 elif assignment.owner not in self._role.copies.get(name, (assignment.owner,)):
-                    self.announcer.exchange.keep(
-                        key, self.parts.copy(local), self.parts.size(local), moved, owner=assignment.owner
-                    )
+                    copy, size = (self.parts.copy(local), moved), self.parts.size(local)
+                    self.announcer.exchange.keep(key, copy, size, owner=assignment.owner)
             except Exception as error:  # noqa: BLE001 -- the owner reports it; the other fragments are copied
                 why = f"cannot read its part: {describe(error)}"
                 if is_mine:
@@ -216,7 +217,7 @@ class Assignments:
                     yield _renamed(self._executor.begin(local, step, moved=moved[name]), {local: name})
 
     def _begin_assembled(
-        self, assignment: Assignment, step: int, own: Mapping[str, Own], failures: dict[int, str]
+        self, assignment: Assignment, step: int, own: Mapping[str, FragmentCopy], failures: dict[int, str]
     ) -> Task:
         names = {self.local(name): name for name in assignment.parameters}
         assembly = Assembly(
@@ -243,7 +244,7 @@ class Assignments:
         return f"{self._ranks.epoch}/{step}/{assignment.names[0]}/{parameter}"
 
 
-def _fails(rank: int, why: str) -> Own:
+def _fails(rank: int, why: str) -> FragmentCopy:
     """Return functions that raise the reason why there is no copy, in place of functions that return it."""
 
     def fail() -> NoReturn:

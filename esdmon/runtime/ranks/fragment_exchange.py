@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
 from threading import BoundedSemaphore, Condition, Thread
-from typing import final
+from typing import TypeAlias, final
 
 from esdmon.runtime.ranks.own_address import own_address
 
@@ -39,20 +39,19 @@ class Moved:
     norm: float
 
 
-def _not_moved() -> Moved:
-    return Moved(0, 0)
+FragmentCopy: TypeAlias = tuple[Callable[[], memoryview], Callable[[], Moved]]
+"""A copy of this rank's own fragment of a parameter, and the move of that fragment."""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Kept:
     """A copy, or the reason why there is none."""
 
-    read: Callable[[], memoryview] | None
-    size: int
-    moved: Callable[[], Moved]
-    since: float
+    copy: FragmentCopy | None
     owner: int
     """The rank that fetches the copy."""
+    since: float
+    size: int = 0
     error: str = ""
 
 
@@ -101,31 +100,21 @@ class FragmentExchange:
         Thread(target=self._accept, args=(server,), name="esdmon-fragments", daemon=True).start()
         return f"{host} {server.getsockname()[1]}"
 
-    def keep(
-        self, key: str, read: Callable[[], memoryview], size: int, moved: Callable[[], Moved], *, owner: int
-    ) -> None:
-        """Keep a copy of `size` bytes, which `read` returns, until the rank `owner` fetches it."""
-        now = time.monotonic()
+    def keep(self, key: str, copy: FragmentCopy, size: int, *, owner: int) -> None:
+        """Keep a copy of `size` bytes until the rank `owner` fetches it."""
         with self._changed:
             if self._kept and self.kept_bytes + size > self.most_bytes:
-                self._kept[key] = _Kept(
-                    None,
-                    0,
-                    moved,
-                    now,
-                    owner,
-                    "has no memory for it: copies for earlier readings have not been fetched",
-                )
-            else:
-                self._kept[key] = _Kept(read, size, moved, now, owner)
-                self.kept_bytes += size
-                self.peak_bytes = max(self.peak_bytes, self.kept_bytes)
+                self.fail(key, "has no memory for it: copies for earlier readings have not been fetched", owner=owner)
+                return
+            self._kept[key] = _Kept(copy, owner, time.monotonic(), size)
+            self.kept_bytes += size
+            self.peak_bytes = max(self.peak_bytes, self.kept_bytes)
             self._changed.notify_all()
 
     def fail(self, key: str, why: str, *, owner: int) -> None:
         """Store the reason why there is no copy, so that no rank waits for it."""
         with self._changed:
-            self._kept[key] = _Kept(None, 0, _not_moved, time.monotonic(), owner, why)
+            self._kept[key] = _Kept(None, owner, time.monotonic(), error=why)
             self._changed.notify_all()
 
     def take(self, key: str, until: float) -> tuple[memoryview, Moved]:
@@ -140,9 +129,10 @@ class FragmentExchange:
             if kept is not None:
                 self.kept_bytes -= kept.size
             self._changed.notify_all()
-        if kept is None or kept.read is None:
+        if kept is None or kept.copy is None:
             raise LookupError("has no copy of this step" if kept is None else kept.error)
-        return kept.read(), kept.moved()
+        read, moved = kept.copy
+        return read(), moved()
 
     @property
     def n_kept(self) -> int:
@@ -172,7 +162,7 @@ class FragmentExchange:
     def _owners(self) -> set[int]:
         """Return the ranks that have not fetched all of their copies."""
         with self._changed:
-            return {kept.owner for kept in self._kept.values() if kept.read}
+            return {kept.owner for kept in self._kept.values() if kept.copy}
 
     def close(self) -> None:
         """Stop listening, and remove all copies."""

@@ -4,12 +4,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol, TypeAlias
 
-from esdmon.runtime.ranks.fragment_exchange import Moved
+from esdmon.runtime.ranks.fragment_exchange import FragmentCopy, Moved
 from esdmon.runtime.ranks.holdings import Holder, Listed, Part
 from esdmon.runtime.workers.source import Source
 
-Own: TypeAlias = tuple[Callable[[], memoryview], Callable[[], Moved]]
-"""A copy of this rank's own fragment of a parameter, and the move of that fragment."""
 Fetch: TypeAlias = Callable[[str, Holder, memoryview], Moved]
 """Fetches the fragment of a parameter from its holder into memory of its size."""
 
@@ -52,7 +50,7 @@ class Parts(Protocol):
         """
 
     def assembled(
-        self, parameters: Mapping[str, Sequence[Holder]], own: Mapping[str, Own], fetch: Fetch
+        self, parameters: Mapping[str, Sequence[Holder]], own: Mapping[str, FragmentCopy], fetch: Fetch
     ) -> AbstractContextManager[float]:
         """Assemble whole parameters, so that in this thread and block their matrices can be read."""
 

@@ -15,9 +15,9 @@ from typing import final
 import torch
 from torch import Tensor
 
-from esdmon.runtime.ranks.fragment_exchange import Moved
+from esdmon.runtime.ranks.fragment_exchange import FragmentCopy, Moved
 from esdmon.runtime.ranks.holdings import Holder, Listed, Part
-from esdmon.runtime.ranks.parts import Fetch, Own, Squares
+from esdmon.runtime.ranks.parts import Fetch, Squares
 from esdmon.runtime.reading.watched_model import WatchedModel
 from esdmon.weights import (
     Matrix,
@@ -135,7 +135,7 @@ class LocalParts:
 
     @contextmanager
     def assembled(
-        self, parameters: Mapping[str, Sequence[Holder]], own: Mapping[str, Own], fetch: Fetch
+        self, parameters: Mapping[str, Sequence[Holder]], own: Mapping[str, FragmentCopy], fetch: Fetch
     ) -> Iterator[float]:
         """Put whole parameters together, so that in this thread and block their matrices can be read.
 
@@ -163,7 +163,7 @@ class LocalParts:
         finally:
             whole.clear()
 
-    def _place(self, name: str, whole: Tensor, holder: Holder, own: Own | None, fetch: Fetch) -> Moved:
+    def _place(self, name: str, whole: Tensor, holder: Holder, own: FragmentCopy | None, fetch: Fetch) -> Moved:
         """Write one fragment to its place."""
         shard = self._shards[name][1]
         target = part_of(whole.view(shard.box_shape), holder.fragment)

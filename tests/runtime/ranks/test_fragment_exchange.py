@@ -40,7 +40,7 @@ def fetch(address: str, key: str = "a", size: int = 3, *, token: bytes = TOKEN, 
 def test_a_copy_is_fetched_once(holder: tuple[FragmentExchange, str]) -> None:
     """And then forgotten."""
     exchange, address = holder
-    exchange.keep("a", copy_of(b"abc"), 3, lambda: MOVED, owner=1)
+    exchange.keep("a", (copy_of(b"abc"), lambda: MOVED), 3, owner=1)
     assert fetch(address) == b"abc"
     assert (exchange.n_kept, exchange.kept_bytes, exchange.peak_bytes) == (0, 0, 3)
     with pytest.raises(PeerError, match="rank 1 has no copy of this step") as caught:
@@ -51,7 +51,7 @@ def test_a_copy_is_fetched_once(holder: tuple[FragmentExchange, str]) -> None:
 def test_a_copy_that_comes_later_is_waited_for(holder: tuple[FragmentExchange, str]) -> None:
     """The owner may be ahead of the rank that holds the fragment."""
     exchange, address = holder
-    timer = threading.Timer(0.05, exchange.keep, ["a", copy_of(b"abc"), 3, lambda: MOVED], {"owner": 1})
+    timer = threading.Timer(0.05, exchange.keep, ["a", (copy_of(b"abc"), lambda: MOVED), 3], {"owner": 1})
     timer.start()
     assert fetch(address, wait=20) == b"abc"
 
@@ -67,7 +67,7 @@ def test_an_error_is_said_in_the_place_of_the_copy(holder: tuple[FragmentExchang
 def test_who_does_not_know_the_token_gets_nothing(holder: tuple[FragmentExchange, str]) -> None:
     """The copy stays for who does."""
     exchange, address = holder
-    exchange.keep("a", copy_of(b"abc"), 3, lambda: MOVED, owner=1)
+    exchange.keep("a", (copy_of(b"abc"), lambda: MOVED), 3, owner=1)
     with pytest.raises(PeerError, match="rank 1 cannot be reached: the connection was closed"):
         fetch(address, token=b"a guess")
     assert fetch(address) == b"abc"
@@ -77,7 +77,7 @@ def test_who_does_not_know_the_token_gets_nothing(holder: tuple[FragmentExchange
 def test_a_port_scan_changes_nothing(junk: bytes, holder: tuple[FragmentExchange, str]) -> None:
     """Garbage is not answered."""
     exchange, address = holder
-    exchange.keep("a", copy_of(b"abc"), 3, lambda: MOVED, owner=1)
+    exchange.keep("a", (copy_of(b"abc"), lambda: MOVED), 3, owner=1)
     host, port = address.split()
     with socket.create_connection((host, int(port)), timeout=5) as link:
         link.sendall(junk)
@@ -90,7 +90,7 @@ def test_a_port_scan_changes_nothing(junk: bytes, holder: tuple[FragmentExchange
 def test_a_copy_of_another_size_is_refused(holder: tuple[FragmentExchange, str]) -> None:
     """The shape of the parameter may have changed."""
     exchange, address = holder
-    exchange.keep("a", copy_of(b"abcd"), 4, lambda: MOVED, owner=1)
+    exchange.keep("a", (copy_of(b"abcd"), lambda: MOVED), 4, owner=1)
     with pytest.raises(PeerError, match="rank 1 sent 4 bytes, expected 3"):
         fetch(address)
 
@@ -98,8 +98,8 @@ def test_a_copy_of_another_size_is_refused(holder: tuple[FragmentExchange, str])
 def test_the_bytes_that_are_kept_are_bounded(holder: tuple[FragmentExchange, str]) -> None:
     """One that is larger than the bound is kept alone."""
     exchange, address = holder
-    exchange.keep("a", copy_of(bytes(2000)), 2000, lambda: MOVED, owner=1)
-    exchange.keep("b", copy_of(b"abc"), 3, lambda: MOVED, owner=1)
+    exchange.keep("a", (copy_of(bytes(2000)), lambda: MOVED), 2000, owner=1)
+    exchange.keep("b", (copy_of(b"abc"), lambda: MOVED), 3, owner=1)
     with pytest.raises(PeerError, match="rank 1 has no memory for it"):
         fetch(address, "b")
     assert exchange.peak_bytes == 2000
@@ -145,7 +145,7 @@ def test_a_rank_that_dies_in_the_middle() -> None:
 def test_closing_waits_until_the_copies_are_fetched(holder: tuple[FragmentExchange, str]) -> None:
     """Else the last readings of a run would be lost."""
     exchange, address = holder
-    exchange.keep("a", copy_of(b"abc"), 3, lambda: MOVED, owner=1)
+    exchange.keep("a", (copy_of(b"abc"), lambda: MOVED), 3, owner=1)
     timer = threading.Timer(0.05, fetch, [address])
     timer.start()
     exchange.drain(20, set)
@@ -156,8 +156,8 @@ def test_closing_waits_until_the_copies_are_fetched(holder: tuple[FragmentExchan
 def test_closing_does_not_wait_for_ranks_that_have_closed(holder: tuple[FragmentExchange, str]) -> None:
     """As after Ctrl-C, where one rank was a step ahead: they fetch nothing more."""
     exchange, _ = holder
-    exchange.keep("a", copy_of(b"abc"), 3, lambda: MOVED, owner=1)
-    exchange.keep("b", copy_of(b"abc"), 3, lambda: MOVED, owner=2)
+    exchange.keep("a", (copy_of(b"abc"), lambda: MOVED), 3, owner=1)
+    exchange.keep("b", (copy_of(b"abc"), lambda: MOVED), 3, owner=2)
     looks = iter([set(), {1}, {1, 2}])
     exchange.drain(20, lambda: next(looks))
     assert list(looks) == []
