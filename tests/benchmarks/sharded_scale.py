@@ -112,10 +112,10 @@ def simulate(ranks: int) -> str:
     store.taken()
     names = list(job.holdings.matrices)
     reads = {rank: Reads(1.0, math.inf) for rank in range(ranks)}
-    job.plan(100, dict.fromkeys(names[:READ], 1.0), reads)
+    job.announce(100, job.assign(dict.fromkeys(names[:READ], 1.0), reads))
     start = time.process_time()
     job.update_holdings()
-    job.plan(200, dict.fromkeys(names[READ : 2 * READ], 1.0), reads, gap=EVERY)
+    job.announce(200, job.assign(dict.fromkeys(names[READ : 2 * READ], 1.0), reads), gap=EVERY)
     leads = time.process_time() - start
     _, said = store.taken()
     for other in others:  # what each does in its hook

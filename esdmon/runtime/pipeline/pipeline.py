@@ -128,7 +128,8 @@ class ReadingPipeline(Readings):
             self._replace()
         if self._job.membership.is_complete:
             self.is_ready = True
-            self._planning.announce(self._job, None, step + 1, steps=self._steps)
+            assignments = self._planning.assign(self._job, step + 1)
+            self._job.announce(None, assignments, ending=self._planning.blocks_to_end(self._steps))
 
     def is_elsewhere(self, name: str) -> bool:
         """Return whether other ranks have to take part in a reading of a matrix."""
@@ -207,9 +208,11 @@ class ReadingPipeline(Readings):
             return
         previous, self._last_due = self._last_due, due.step
         if len(self._collector.unfinished()) < self._queue:
-            then = due.step + max(1, due.step - previous)
-            to_screen = partial(self._screening.ahead, job)
-            self._planning.announce(job, due, then, steps=self._steps, ahead=earned, to_screen=to_screen)
+            gap = max(1, due.step - previous)
+            assignments = self._planning.assign(job, due.step + gap, first=due.first, ahead=earned)
+            to_screen = self._screening.ahead(job, {name for each in assignments for name in each.names})
+            ending = self._planning.blocks_to_end(self._steps)
+            job.announce(due.step, assignments, gap=gap, ending=ending, to_screen=to_screen)
 
     def _begin_extra(self, names: Collection[str], step: int, host_step: int | None) -> None:
         """Begin readings at an unscheduled step: requested ones, and some matrices of this rank within the credit.

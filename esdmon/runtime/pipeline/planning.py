@@ -5,7 +5,8 @@ from typing import final
 
 from esdmon.runtime.pipeline.drift_log import DriftLog
 from esdmon.runtime.pipeline.due_step import DueStep
-from esdmon.runtime.ranks.distributed_job import DistributedJob, ToScreen, nothing
+from esdmon.runtime.ranks.distributed_job import DistributedJob
+from esdmon.runtime.ranks.messages import Assignment
 from esdmon.runtime.ranks.sharing import Reads
 from esdmon.runtime.workers.executor import Executor
 from esdmon.runtime.workers.source import Task
@@ -75,33 +76,25 @@ class Planning:
         if chosen:
             job.ask(self._with_costs(chosen), ranks)
 
-    def announce(
-        self,
-        job: DistributedJob,
-        due: DueStep | None,
-        then: int,
-        *,
-        steps: int,
-        ahead: float = 0.0,
-        to_screen: ToScreen = nothing,
-    ) -> None:
-        """Plan and announce the readings of all ranks at the next due step.
+    def assign(
+        self, job: DistributedJob, step: int, *, first: Collection[str] = (), ahead: float = 0.0
+    ) -> tuple[Assignment, ...]:
+        """Return what the ranks read at the next due step.
 
         Args:
             job: the ranks.
-            due: the current due step; None before the first.
-            then: the step at which the next due step is expected.
-            steps: number of steps of this process so far, to estimate the time of a step.
+            step: the step at which the next due step is expected.
+            first: matrices that are read before all others.
             ahead: seconds of credit that each rank will have earned by then.
-            to_screen: returns further sharded matrices, whose norms are computed then.
         """
         ranks = self._ranks_of(job, ahead=ahead)
-        first = () if due is None else due.first
-        names = self._priority.choose(then, _credit_of(ranks), without=job.holdings.missing, first=first, ahead=True)
+        names = self._priority.choose(step, _credit_of(ranks), without=job.holdings.missing, first=first, ahead=True)
+        return job.assign(self._with_costs(names), ranks)
+
+    def blocks_to_end(self, steps: int) -> int:
+        """Return the number of blocks of steps in which the longest reading ends, after `steps` steps of the run."""
         longest = max(map(self._priority.expected, self._priority.names), default=0.0)
-        ending = blocks_to_end(longest, self._budget.run_seconds / max(1, steps))
-        step, gap = (None, 0) if due is None else (due.step, then - due.step)
-        job.plan(step, self._with_costs(names), ranks, gap=gap, ending=ending, to_screen=to_screen)
+        return blocks_to_end(longest, self._budget.run_seconds / max(1, steps))
 
     def _under_way(self) -> float:
         """Return the expected seconds until the unfinished readings of this process are done."""

@@ -87,7 +87,8 @@ class Reader:
         """Samples the weights around single steps."""
         self._screener = Screener(self._transfers)
         self._records = ReadingRecords(self.model, self.held, self.steps, self._measuring, self._faults)
-        self._parts = LocalParts(self.model, self._transfers)
+        self.parts = LocalParts(self.model, self._transfers)
+        """The parts that this rank holds of a model that is sharded over the ranks of a job."""
         self.gpu = GpuSolver(self._transfers, self._faults)
         self._adapt()
         for name in self.model.matrices:
@@ -114,11 +115,6 @@ class Reader:
     def matrices(self) -> tuple[Matrix, ...]:
         """Return the matrices that are read, in the model's order."""
         return tuple(self.model.matrices.values())
-
-    @property
-    def parts(self) -> LocalParts:
-        """Return the parts that this rank holds of a model that is sharded over the ranks of a job."""
-        return self._parts
 
     @property
     def strict(self) -> bool:
