@@ -223,7 +223,8 @@ class ReadingPipeline(Readings):
         self._planning.earn(self._job)
         due = DueStep(step, host_step, self._drift.known(), time.monotonic(), extra=True)
         chosen = self._planning.between(names)
-        self._starter.left = tuple(name for name in self._starter.left if name not in names)
+        named = frozenset(names)
+        self._starter.left = tuple(name for name in self._starter.left if name not in named)
         assigned = None if self._job is None else self._job.begin_asked(step)
         if assigned is None and not (chosen and len(self._due) < self._queue):
             return

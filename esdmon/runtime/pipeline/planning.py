@@ -65,14 +65,14 @@ class Planning:
 
     def between(self, names: Iterable[str]) -> list[str]:
         """Return the matrices among `names` that this process can read within its credit, at an unscheduled step."""
-        here = [name for name in names if name in self._priority.names and self._drift.is_here(name)]
+        here = [name for name in names if name in self._priority and self._drift.is_here(name)]
         return self._priority.affordable(here, self._budget.reading_credit)
 
     def ask(self, job: DistributedJob, names: Iterable[str]) -> None:
         """Request readings of these matrices on all ranks at the next poll, as far as there is credit."""
-        known = set(self._priority.names) - job.holdings.missing
-        ranks = self._ranks_of(job)
-        chosen = self._priority.affordable([name for name in names if name in known], _credit_of(ranks))
+        missing, ranks = job.holdings.missing, self._ranks_of(job)
+        readable = [name for name in names if name in self._priority and name not in missing]
+        chosen = self._priority.affordable(readable, _credit_of(ranks))
         if chosen:
             job.ask(self._with_costs(chosen), ranks)
 
