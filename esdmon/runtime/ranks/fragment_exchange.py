@@ -27,7 +27,7 @@ _LENGTH = struct.Struct("!I")
 _WAIT = struct.Struct("!d")  # seconds
 _HEAD = struct.Struct("!qdd")  # bytes that follow, or −length of an error message; the fields of `Moved`
 _PIECE = 1 << 20  # bytes that must be sent within the patience
-_POLL = 0.02  # seconds between two checks which ranks have closed
+_POLL = 0.02  # seconds between two checks which ranks have closed, and until a failed accept is tried again
 _AT_ONCE = 16  # requests that are answered concurrently; others wait. Our choice.
 
 
@@ -90,6 +90,7 @@ class FragmentExchange:
     _kept: dict[str, _Kept] = field(default_factory=dict)
     _changed: Condition = field(default_factory=Condition)
     _server: socket.socket | None = None
+    _is_closed: bool = False
     _busy: BoundedSemaphore = field(default_factory=lambda: BoundedSemaphore(_AT_ONCE))
 
     def open(self) -> str:
@@ -166,6 +167,7 @@ class FragmentExchange:
 
     def close(self) -> None:
         """Stop listening, and remove all copies."""
+        self._is_closed = True
         if self._server is not None:
             with suppress(OSError):
                 self._server.shutdown(socket.SHUT_RDWR)  # wakes the thread that accepts
@@ -175,15 +177,23 @@ class FragmentExchange:
             self.kept_bytes = 0
 
     def _accept(self, server: socket.socket) -> None:
-        while True:
+        while not self._is_closed:
             try:
-                link, _ = server.accept()
-            except OSError:  # closed
-                return
-            if self._busy.acquire(timeout=self.patience):
-                Thread(target=self._answer, args=(link,), name="esdmon-fragment", daemon=True).start()
-            else:
-                link.close()
+                self._accept_one(server)
+            except (OSError, RuntimeError):  # closed; or the process may open no file, or start no thread, for now
+                time.sleep(_POLL)
+
+    def _accept_one(self, server: socket.socket) -> None:
+        link, _ = server.accept()
+        if not self._busy.acquire(timeout=self.patience):
+            link.close()
+            return
+        try:
+            Thread(target=self._answer, args=(link,), name="esdmon-fragment", daemon=True).start()
+        except RuntimeError:
+            self._busy.release()
+            link.close()
+            raise
 
     def _answer(self, link: socket.socket) -> None:
         try:

@@ -1,10 +1,13 @@
 """Copies that other ranks fetch: each link fails alone, and only ranks of the job are answered."""
 
+import os
+import resource
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 
 import pytest
 
@@ -162,3 +165,49 @@ def test_closing_does_not_wait_for_ranks_that_have_closed(holder: tuple[Fragment
     exchange.drain(20, lambda: next(looks))
     assert list(looks) == []
     assert exchange.n_kept == 2
+
+
+@contextmanager
+def without_descriptors() -> Iterator[socket.socket]:
+    """Let this process open no further file, and yield a socket that was made before."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with socket.socket() as client, ExitStack() as files:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (client.fileno() + 1, limits[1]))
+        try:
+            with suppress(OSError):
+                while True:
+                    files.enter_context(Path(os.devnull).open("rb"))
+            yield client
+        finally:
+            files.close()
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_a_rank_serves_again_once_it_has_a_descriptor(holder: tuple[FragmentExchange, str]) -> None:
+    """The loader of the training's data may have all of them for a moment; the rank was not asked again then."""
+    exchange, address = holder
+    exchange.keep("a", (copy_of(b"abc"), lambda: MOVED), 3, owner=1)
+    host, port = address.split()
+    with without_descriptors() as client:
+        client.connect((host, int(port)))
+        client.settimeout(0.2)
+        with suppress(OSError):
+            client.recv(1)
+    assert fetch(address, wait=5) == b"abc"
+
+
+def test_a_rank_serves_again_once_it_can_start_a_thread(
+    holder: tuple[FragmentExchange, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A control group may limit them."""
+    exchange, address = holder
+    exchange.keep("a", (copy_of(b"abc"), lambda: MOVED), 3, owner=1)
+
+    def refuse(_thread: threading.Thread) -> None:
+        monkeypatch.undo()
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(PeerError, match="rank 1 "):
+        fetch(address)
+    assert fetch(address, wait=5) == b"abc"
