@@ -102,7 +102,7 @@ class ReadingPipeline(Readings):
         """
         if self._job is None and self._executor.may_use_device:
             with self._budget.spending():
-                self._planning.choose_device(self._source.solvable())
+                self._choose_device(self._source.solvable())
         if self._executor.on_the_spot or self._executor.on_device:
             self._source.settle()
 
@@ -161,7 +161,7 @@ class ReadingPipeline(Readings):
             else:
                 self._begin_extra(names, step, host_step)
         finally:
-            self._planning.choose_device(())
+            self._choose_device(())
 
     def _begin_scheduled(self, first: Collection[str], step: int, host_step: int | None) -> None:
         self._starter.left = ()
@@ -279,6 +279,11 @@ class ReadingPipeline(Readings):
         """Parse `state_dict()`, and return the function that continues from it."""
         return partial(self._continue_from, self._latest.prepare(state))
 
+    def _choose_device(self, solvable: Collection[str]) -> None:
+        """Choose the matrices whose eigenvalues a GPU computes now, among the solvable ones."""
+        chosen = frozenset(filter(self._priority.pays_on_device, solvable))
+        self._executor.on_device = self._priority.on_device = chosen
+
     def _forget(self) -> None:
         """Begin without any reading, as at the start of a run."""
         source, budget, job = self._source, self._budget, self._job
@@ -289,7 +294,7 @@ class ReadingPipeline(Readings):
         )
         self._drift = DriftLog(source, self._priority, budget, job)
         self._screening = Screening(source, self._priority, self._drift, budget, job)
-        self._planning = Planning(self._priority, self._drift, budget, self._executor, self._due)
+        self._planning = Planning(self._priority, self._drift, budget, self._due)
 
     def _continue_from(self, restore: Callable[[], None]) -> None:
         self._due.clear()

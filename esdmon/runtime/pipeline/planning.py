@@ -8,7 +8,6 @@ from esdmon.runtime.pipeline.due_step import DueStep
 from esdmon.runtime.ranks.distributed_job import DistributedJob
 from esdmon.runtime.ranks.messages import Assignment
 from esdmon.runtime.ranks.sharing import Reads
-from esdmon.runtime.workers.executor import Executor
 from esdmon.runtime.workers.source import Task
 from esdmon.schedule.budget import Budget
 from esdmon.schedule.priority import ReadPriority
@@ -25,22 +24,13 @@ class Planning:
         priority: orders the matrices, and has their costs.
         drift: has the matrices that this process holds.
         budget: the seconds that may be spent.
-        executor: decides how readings run.
         due: the steps whose readings are under way; changed by the caller.
     """
 
-    def __init__(
-        self,
-        priority: ReadPriority,
-        drift: DriftLog,
-        budget: Budget,
-        executor: Executor,
-        due: Collection[DueStep],
-    ) -> None:
+    def __init__(self, priority: ReadPriority, drift: DriftLog, budget: Budget, due: Collection[DueStep]) -> None:
         self._priority = priority
         self._drift = drift
         self._budget = budget
-        self._executor = executor
         self._due = due
 
     def earn(self, job: DistributedJob | None) -> float:
@@ -50,11 +40,6 @@ class Planning:
         if job is not None:
             job.capacities.earn(earned, most)
         return earned
-
-    def choose_device(self, solvable: Collection[str]) -> None:
-        """Choose the matrices whose eigenvalues a GPU computes now, among the solvable ones."""
-        chosen = frozenset(filter(self._priority.pays_on_device, solvable))
-        self._executor.on_device = self._priority.on_device = chosen
 
     def here(self, due: DueStep, *, forced: bool = True) -> list[str]:
         """Return further matrices to read at a step in this process; see `ReadPriority.choose`. Has no side effect."""

@@ -80,7 +80,7 @@ class Assignments:
         """What this rank has announced, and the copies that it serves."""
         self.memory_limit = MemoryLimit(limits.copied_bytes)
         """Limits the memory of parameters that this rank assembles."""
-        self.norms = OwnNorms(source, ranks, executor.measured)
+        self.norms = OwnNorms(source, ranks, executor.budget)
 
     def restart(self) -> None:
         """Start again from a checkpoint that all ranks load."""

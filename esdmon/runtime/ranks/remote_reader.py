@@ -104,7 +104,7 @@ class RemoteReader(Readings):
         for task in assigned.tasks:
             answer |= task.poll() or {}
         try:
-            self._ranks.answer(step, answer, assigned.failures, self._executor.pace)
+            self._ranks.answer(step, answer, assigned.failures, self._executor.budget.pace)
         except Exception as error:  # noqa: BLE001 -- the job may be ending
             level, self._is_lost = (logging.DEBUG if self._is_lost else logging.WARNING), True
             _log.log(
