@@ -74,14 +74,21 @@ class Stepping:
         return min(next_due(self._schedule, step), to_sample, self._reporting.next_step)
 
     def _is_due(self, step: int, count: int) -> bool:
-        """Return whether any of the last steps is due."""
-        steps = (step,) if count == 1 else range(step - count + 1, step + 1)
-        for each in steps:  # not `any`, whose generator takes longer than all the rest
-            if self._faults.call("schedule", step, self._is_scheduled, each, default=False, pauses=False):
+        """Return whether any of the last `count` steps is due."""
+        if count == 1:  # the usual case, at each step
+            return self._is_scheduled(step, step)
+        following = next_due(self._schedule, step - count)
+        while following <= step:
+            if self._is_scheduled(int(following), step):
                 return True
+            following = next_due(self._schedule, int(following))
         return False
 
-    def _is_scheduled(self, step: int) -> bool:
+    def _is_scheduled(self, step: int, now: int) -> bool:
+        """Return whether the schedule is due at a step; False if it fails."""
+        return self._faults.call("schedule", now, self._ask_schedule, step, default=False, pauses=False)
+
+    def _ask_schedule(self, step: int) -> bool:
         return bool(self._schedule(step))
 
     def _asked(self, step: int, *, is_due: bool) -> tuple[str, ...]:
