@@ -187,12 +187,11 @@ def attach(
     given = available_mode(options.mode)
     processes = Processes() if given == "process" else None
     shared = _Shared(options, limits, faults, _ranks(limits))
-    transfers = Transfers()
-    reader = _reader(shared, model, optimizers, transfers, processes)
+    reader = _reader(shared, model, optimizers, processes)
     mode = resolved_mode(
         given, on_accelerator=reader.model.on_accelerator, on_device=reader.gpu.is_useful, job=shared.size
     )
-    transfers.waits = mode == "sync"
+    reader.transfers.waits = mode == "sync"
     rules = usable_rules(options.alert_config, reader.measures)
     close_older = nullcontext if hooked is None else partial(_close_older, hooked, model)
     sinks = _open_sinks(shared, close_older) if shared.leads else []
@@ -247,15 +246,9 @@ class _Shared:
         return self.ranks is None or self.ranks.rank == 0
 
 
-def _reader(
-    shared: _Shared,
-    model: Model,
-    optimizers: Sequence[Optimizer],
-    transfers: Transfers,
-    processes: Processes | None,
-) -> Reader:
+def _reader(shared: _Shared, model: Model, optimizers: Sequence[Optimizer], processes: Processes | None) -> Reader:
     """Return what reads the matrices of a model; raise a problem of the selection, in a job one that all ranks have."""
-    options, ranks = shared.options, shared.ranks
+    options, ranks, transfers = shared.options, shared.ranks, Transfers()
     reading = ReadingOptions(
         options.chosen_measures,
         selection=replace(options.selection, may_be_empty=ranks is not None),

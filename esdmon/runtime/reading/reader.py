@@ -81,15 +81,16 @@ class Reader:
         self._faults = faults or Faults(during="reading")
         self._measuring = Measuring(options.measures, plugins, self._faults, follows=drift is not None)
         self._computing = Computing(self._measuring, options)
-        self._transfers = transfers or Transfers()
+        self.transfers = transfers or Transfers()
+        """Copy tensors from an accelerator."""
         self._drift = drift
-        self.steps = StepSampler(self._transfers)
+        self.steps = StepSampler(self.transfers)
         """Samples the weights around single steps."""
-        self._screener = Screener(self._transfers)
+        self._screener = Screener(self.transfers)
         self._records = ReadingRecords(self.model, self.held, self.steps, self._measuring, self._faults)
-        self.parts = LocalParts(self.model, self._transfers)
+        self.parts = LocalParts(self.model, self.transfers)
         """The parts that this rank holds of a model that is sharded over the ranks of a job."""
-        self.gpu = GpuSolver(self._transfers, self._faults)
+        self.gpu = GpuSolver(self.transfers, self._faults)
         self._adapt()
         for name in self.model.matrices:
             if self.is_trainable(name):
@@ -128,11 +129,11 @@ class Reader:
     @property
     def is_idle(self) -> bool:
         """Return whether no copy from an accelerator is under way."""
-        return self._transfers.is_idle
+        return self.transfers.is_idle
 
     def advance(self, *, wait: bool = False) -> None:
         """Check which copies have arrived from an accelerator; with `wait` wait for all of them."""
-        self._transfers.advance(wait=wait)
+        self.transfers.advance(wait=wait)
 
     def refresh(self) -> bool:
         """Find the matrices again if the model has other parameters than before; return whether they have changed.
@@ -220,7 +221,7 @@ class Reader:
         matrix, with_reference = self.model.matrices[name], self._computing.reads_directions
 
         def prepare(begun: LayerReport) -> Callable[[], LayerReport]:
-            source = snapshot(matrix, self._transfers, with_reference=with_reference) if copy else matrix
+            source = snapshot(matrix, self.transfers, with_reference=with_reference) if copy else matrix
             return partial(self._records.finish, partial(self._computing.measure, source, begun.kind), begun, moved)
 
         return self._records.begin(matrix, step, prepare)
