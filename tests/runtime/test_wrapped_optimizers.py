@@ -197,7 +197,7 @@ def test_what_has_no_hooks_is_refused_before_training(wrap: Callable[[Any], Any]
 
 
 class Invented:
-    """Like a mock, or a dask.delayed: whatever attribute it is asked for, it makes a new object."""
+    """Like a mock, or a `dask.delayed`: it has every attribute, and each is a new object."""
 
     made = 0
 
@@ -206,7 +206,7 @@ class Invented:
             raise AttributeError(name)
         Invented.made += 1
         if Invented.made > 1000:
-            pytest.fail("it is asked for ever")
+            pytest.fail("the search has no end")
         return Invented()
 
 
