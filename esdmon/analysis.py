@@ -13,6 +13,7 @@ from esdmon.calls import explain_wrong_calls
 from esdmon.options import choose_measures
 from esdmon.plugins import Plugins
 from esdmon.records import Report
+from esdmon.runtime.reading.options import ReadingOptions
 from esdmon.runtime.reading.pool import Pool
 from esdmon.runtime.reading.reader import Reader
 from esdmon.weights import MIN_EIGENVALUES, Model, Selection, open_model, solve_lapack
@@ -69,16 +70,15 @@ def analyze(
     opened, origins = open_model(model)
     before, also = (None, ()) if reference is None else open_model(reference, is_reference=True)
     with closing(Pool(workers)) as pool:
-        reader = Reader(
-            opened,
-            known,
-            measures=choose_measures(measures, known.measures),
+        options = ReadingOptions(
+            choose_measures(measures, known.measures),
             selection=Selection(layers, exclude, min_eigenvalues, max_eigenvalues),
             reference=before,
             precision=precision,
             solver=solve_lapack,
             processes=pool.processes,
         )
+        reader = Reader(opened, known, options)
         start = time.perf_counter()
         layers_read = list(pool.read(reader, [matrix.name for matrix in reader.matrices], step=0))
         report = reader.report(0, layers_read, time.perf_counter() - start)

@@ -29,6 +29,7 @@ from esdmon.options.modes import available_mode, resolved_mode, workers_for
 from esdmon.options.sinks import Sinks, open_sinks
 from esdmon.options.watch_options import check
 from esdmon.runtime.clock import Clock
+from esdmon.runtime.context import Context
 from esdmon.runtime.escalation import Escalation
 from esdmon.runtime.monitor import Monitor
 from esdmon.runtime.optimizers import check_clock, optimizers_in
@@ -39,6 +40,7 @@ from esdmon.runtime.ranks.coordination import Coordinator
 from esdmon.runtime.ranks.distributed_job import DistributedJob
 from esdmon.runtime.ranks.remote_reader import RemoteReader
 from esdmon.runtime.ranks.requests import Requests
+from esdmon.runtime.reading.options import ReadingOptions
 from esdmon.runtime.reading.reader import Reader
 from esdmon.runtime.readings import Readings
 from esdmon.runtime.step_sampling import StepSampling
@@ -185,12 +187,11 @@ def attach(
     given = available_mode(options.mode)
     processes = Processes() if given == "process" else None
     shared = _Shared(options, limits, faults, _ranks(limits))
-    transfers = Transfers()
-    reader = _reader(shared, model, optimizers, transfers, processes)
+    reader = _reader(shared, model, optimizers, processes)
     mode = resolved_mode(
         given, on_accelerator=reader.model.on_accelerator, on_device=reader.gpu.is_useful, job=shared.size
     )
-    transfers.waits = mode == "sync"
+    reader.transfers.waits = mode == "sync"
     rules = usable_rules(options.alert_config, reader.measures)
     close_older = nullcontext if hooked is None else partial(_close_older, hooked, model)
     sinks = _open_sinks(shared, close_older) if shared.leads else []
@@ -198,20 +199,23 @@ def attach(
     budget, executor = _executor(shared, reader, mode, processes)
     readings, escalation = _readings(shared, reader, executor, budget, has_rules=bool(rules))
     actions = actions_for(options.alert_config, options.on_alert, known)
+    context = Context(
+        limits=limits,
+        faults=faults,
+        budget=budget,
+        requests=Requests(shared.ranks if shares_requests and actions.can_request else None),
+        hints=UsageHints() if hooked is None else UsageHints(_NOT_CALLED.format(type(hooked).__name__)),
+    )
     monitor = Monitor(
         readings,
         schedule=options.schedule,
         sinks=sinks,
         alerts=AlertManager(rules if shared.leads else (), faults=faults, who=rule_labels(options.alert_config, known)),
         actions=actions,
-        budget=budget,
-        faults=faults,
-        parts={"reader": reader},
-        first_step=first_step,
-        limits=limits,
         escalation=escalation,
-        requests=Requests(shared.ranks if shares_requests and actions.can_request else None),
-        hints=UsageHints() if hooked is None else UsageHints(_NOT_CALLED.format(type(hooked).__name__)),
+        reader=reader,
+        first_step=first_step,
+        context=context,
     )
     if hooked is not None:
         monitor.at_close(Clock(hooked, monitor.hooked_step, faults).close)
@@ -242,30 +246,27 @@ class _Shared:
         return self.ranks is None or self.ranks.rank == 0
 
 
-def _reader(
-    shared: _Shared,
-    model: Model,
-    optimizers: Sequence[Optimizer],
-    transfers: Transfers,
-    processes: Processes | None,
-) -> Reader:
+def _reader(shared: _Shared, model: Model, optimizers: Sequence[Optimizer], processes: Processes | None) -> Reader:
     """Return what reads the matrices of a model; raise a problem of the selection, in a job one that all ranks have."""
-    options, ranks = shared.options, shared.ranks
-    reader = Reader(
-        opened(model),
-        options.known,
-        measures=options.chosen_measures,
+    options, ranks, transfers = shared.options, shared.ranks, Transfers()
+    reading = ReadingOptions(
+        options.chosen_measures,
         selection=replace(options.selection, may_be_empty=ranks is not None),
         reference=None if options.reference is None else opened(options.reference),
         precision=options.precision,
+        processes=processes,
+    )
+    reader = Reader(
+        opened(model),
+        options.known,
+        reading,
         optimizers=optimizers,
         faults=shared.faults,
         drift=Drift(transfers),
         transfers=transfers,
-        processes=processes,
     )
     if ranks is not None:
-        raise_common(ranks, reader.model.problems, shared.limits.rank_seconds)
+        raise_common(ranks, reader.model.problems)
     return reader
 
 
@@ -298,7 +299,7 @@ def _readings(
     job = None
     if ranks is not None:
         own = Assignments(reader, executor, ranks, limits=limits)
-        job = DistributedJob(ranks, own, shared.faults, limits=limits, escalates=has_rules)
+        job = DistributedJob(ranks, own, shared.faults, budget, limits=limits, escalates=has_rules)
     readings = ReadingPipeline(
         reader, executor, budget, job=job, max_tags=shared.options.max_tags, queue=limits.due_steps_under_way
     )

@@ -1,6 +1,6 @@
 """Readings that need no model to train, and a sink that fails: for tests of the monitor."""
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -10,8 +10,8 @@ from torch import nn
 
 from esdmon.analysis import analyze
 from esdmon.records import Alert, LayerReport, Report
-from esdmon.records.serialization import Plain
 from esdmon.records.timeline import Timeline
+from esdmon.runtime.readings import Readings
 
 _DIFFERENT = 8  # reports, so that a hundred due steps take no time
 
@@ -33,17 +33,18 @@ def timeline_of(*events: Report | Alert) -> Timeline:
     return timeline
 
 
-class Reads:
+class Reads(Readings):
     """Readings that are complete at once: of a new layer at each step."""
 
     reports = True
-    under_way_here = False
-    is_ready = True
-    dropped = 0
 
     def __init__(self) -> None:
-        self.latest: dict[str, LayerReport] = {}
+        self._latest: dict[str, LayerReport] = {}
         self._complete: list[Report] = []
+
+    @property
+    def latest(self) -> dict[str, LayerReport]:
+        return self._latest
 
     @property
     def under_way(self) -> bool:
@@ -52,21 +53,6 @@ class Reads:
     @property
     def is_idle(self) -> bool:
         return not self.under_way
-
-    def settle(self) -> None:
-        pass
-
-    def advance(self, *, waiting: bool = False) -> None:
-        pass
-
-    def leftover(self) -> tuple[str, ...]:
-        return ()
-
-    def get_ready(self, step: int) -> None:
-        pass
-
-    def is_poll(self, step: int) -> bool:
-        return False
 
     def begin(
         self, step: int, host_step: int | None = None, names: Collection[str] = (), *, is_scheduled: bool = True
@@ -78,20 +64,8 @@ class Reads:
     def finished(self) -> Iterator[Report]:
         while self._complete:
             report = self._complete.pop(0)
-            self.latest |= {layer.name: layer for layer in report}
+            self._latest |= {layer.name: layer for layer in report}
             yield report
-
-    def give_up(self) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
-
-    def state_dict(self) -> Plain:
-        return {}
-
-    def prepare(self, state: Plain) -> Callable[[], None]:
-        return lambda: None
 
 
 @dataclass

@@ -11,6 +11,7 @@ import esdmon
 from esdmon.errors import InputError
 from esdmon.options import choose_measures
 from esdmon.plugins import Plugins
+from esdmon.runtime.reading.options import ReadingOptions
 from esdmon.runtime.reading.reader import Reader
 from esdmon.runtime.reading.watched_model import WatchedModel
 from esdmon.spectrum import Measure, Spectrum
@@ -123,7 +124,7 @@ def test_update_ratio_and_optimizer_membership() -> None:
     """A layer that the optimizer was not given is marked."""
     model = network()
     optimizer = torch.optim.SGD(model.get_submodule("3").parameters(), lr=0.1)
-    reader = Reader(model, Plugins(), measures=DEFAULT, optimizers=[optimizer])
+    reader = Reader(model, Plugins(), ReadingOptions(DEFAULT), optimizers=[optimizer])
     assert [reader.read_one(name, 0).in_optimizer for name in ("3", "4")] == [True, False]
     assert esdmon.analyze(model)["3"].in_optimizer is None
 

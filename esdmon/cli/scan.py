@@ -23,11 +23,12 @@ from esdmon.plugins import Plugins
 from esdmon.present.columns import COMPARISON, TABLE, choose_columns, measures_in
 from esdmon.records import LayerReport, Report
 from esdmon.records.table import shorten
+from esdmon.runtime.reading.options import ReadingOptions
 from esdmon.runtime.reading.pool import Pool
 from esdmon.runtime.reading.reader import Reader
 from esdmon.schedule.loads import share_out
 from esdmon.spectrum import Measure
-from esdmon.weights import Drift, Matrix, Model, Selection, nominal_seconds, open_model, solve_lapack
+from esdmon.weights import Drift, Matrix, Selection, nominal_seconds, open_model, solve_lapack
 
 _WRONG = ("nonfinite", "degenerate", "failed")
 _NAME = 24  # characters of a name beside the progress bar
@@ -84,7 +85,15 @@ def scan(settings: ScanOptions) -> int:
         reference, also = (
             (None, ()) if settings.reference is None else open_model(settings.reference, is_reference=True)
         )
-        readers = [_reader(settings, model, reference, plugins, measures, drift=drift, pool=pool) for model in models]
+        options = ReadingOptions(
+            measures,
+            selection=settings.selection,
+            reference=reference,
+            precision=settings.precision,
+            solver=solve_lapack,
+            processes=pool.processes,
+        )
+        readers = [Reader(model, plugins, options, drift=drift) for model in models]
         found = [[matrix.name for matrix in reader.matrices] for reader in readers]
         compare.check_common(paths, found)
         names = compare.common(found)
@@ -135,29 +144,6 @@ def _status(report: Report) -> int:
         print(f"esdmon scan: no matrix could be read: {reasons}", file=sys.stderr)
         return 2
     return int(any(layer.status in _WRONG for layer in report))
-
-
-def _reader(
-    settings: ScanOptions,
-    model: Model,
-    reference: Model | None,
-    plugins: Plugins,
-    measures: Sequence[Measure],
-    *,
-    drift: Drift | None,
-    pool: Pool,
-) -> Reader:
-    return Reader(
-        model,
-        plugins,
-        selection=settings.selection,
-        reference=reference,
-        measures=measures,
-        precision=settings.precision,
-        drift=drift,
-        solver=solve_lapack,
-        processes=pool.processes,
-    )
 
 
 def _read(

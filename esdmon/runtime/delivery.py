@@ -13,8 +13,7 @@ from esdmon.records import Alert, Report
 from esdmon.records.outcome import outcome
 from esdmon.records.text import count
 from esdmon.records.timeline import Timeline
-from esdmon.runtime.ranks.requests import Requests
-from esdmon.schedule.budget import Budget
+from esdmon.runtime.context import Context
 from esdmon.sinks import Sink
 
 _log = logging.getLogger("esdmon")
@@ -39,29 +38,18 @@ class Delivery:
     Args:
         sinks: the sinks, each with its name in messages.
         actions: functions that alerts call.
-        faults: counts failures of sinks and actions.
-        requests: takes the requests of alerts to stop or to save.
-        budget: provides the credit for deferred work, and is charged with its cost.
+        context: what is shared with the other parts of the monitor.
     """
 
-    def __init__(
-        self,
-        sinks: Sequence[tuple[str, Sink]],
-        actions: Actions,
-        faults: Faults,
-        requests: Requests,
-        budget: Budget,
-    ) -> None:
+    def __init__(self, sinks: Sequence[tuple[str, Sink]], actions: Actions, context: Context) -> None:
         self.sinks = list(sinks)
         """The open sinks."""
         self._behind = {name for name, sink in self.sinks if hasattr(sink, "catch_up")}
         """The sinks that may have deferred work."""
         self._actions = actions
-        self._faults = faults
+        self._faults, self._requests, self._budget = context.faults, context.requests, context.budget
         self.timeline = Timeline()
         """The history of the run, from the delivered reports and alerts."""
-        self._requests = requests
-        self._budget = budget
         self._next_catch_up = 0
         self._readings = 0
         self._missing: dict[int, _Missing] = {}

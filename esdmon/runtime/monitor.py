@@ -1,28 +1,26 @@
 """Define `Monitor`, the object that `esdmon.watch` returns: it counts steps, and is flushed, saved and closed."""
 
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Self, final
 
 from esdmon.alerts import Actions, AlertManager
 from esdmon.calls import explain_wrong_calls
 from esdmon.isolation import Fault, Faults
-from esdmon.limits import Limits
 from esdmon.records import Alert, Report
 from esdmon.records.serialization import Plain, Stateful
 from esdmon.records.text import count, counted
 from esdmon.runtime.alerting import Alerting
+from esdmon.runtime.context import Context
 from esdmon.runtime.delivery import Delivery, close_sinks
 from esdmon.runtime.escalation import Escalation
-from esdmon.runtime.ranks.requests import Requests
-from esdmon.runtime.readings import NoReadings, Readings
+from esdmon.runtime.readings import Readings
 from esdmon.runtime.reporting import Reporting
 from esdmon.runtime.saved_state import as_state, parse
 from esdmon.runtime.stepping import Stepping
 from esdmon.runtime.usage_hints import UsageHints
 from esdmon.runtime.workers.at_exit import close_at_exit, forget_closed
 from esdmon.schedule import Schedule
-from esdmon.schedule.budget import Budget
 from esdmon.sinks import Sink
 from esdmon.sinks.lines import new_run
 
@@ -46,46 +44,28 @@ class Monitor:
         sinks: Sequence[tuple[str, Sink]] = (),
         alerts: AlertManager | None = None,
         actions: Actions | None = None,
-        budget: Budget | None = None,
-        faults: Faults | None = None,
-        parts: Mapping[str, Stateful] | None = None,
-        first_step: int = 0,
-        limits: Limits | None = None,
         escalation: Escalation | None = None,
-        requests: Requests | None = None,
-        hints: UsageHints | None = None,
+        reader: Stateful | None = None,
+        first_step: int = 0,
+        context: Context | None = None,
     ) -> None:
         self._readings = readings
-        self._limits = limits or Limits()
+        self._context = context = context or Context()
+        self._faults, self._hints = context.faults, context.hints
         manager = alerts or AlertManager()
-        self._parts: dict[str, Stateful] = {"readings": readings, "alerts": manager, **(parts or {})}
-        if escalation is not None:
-            self._parts["escalation"] = escalation
-        self._budget = budget or Budget(None)
-        self._faults = faults or Faults()
-        self._requests = requests or Requests()
-        self._out = Delivery(sinks, actions or Actions(), self._faults, self._requests, self._budget)
-        self._parts["course"] = self._out.timeline
+        self._out = Delivery(sinks, actions or Actions(), context)
         self._alerting = Alerting(manager, self._out)
-        self._hints = hints or UsageHints()
-        self._reporting = Reporting(
-            readings,
-            self._alerting,
-            self._out,
-            escalation=escalation,
-            hints=self._hints,
-            faults=self._faults,
-            budget=self._budget,
-        )
-        self._stepping = Stepping(
-            readings,
-            schedule,
-            self._reporting,
-            escalation=escalation,
-            requests=self._requests,
-            faults=self._faults,
-            budget=self._budget,
-        )
+        self._reporting = Reporting(readings, self._alerting, self._out, escalation=escalation, context=context)
+        self._stepping = Stepping(readings, schedule, self._reporting, escalation=escalation, context=context)
+        parts: dict[str, Stateful | None] = {
+            "readings": readings,
+            "alerts": manager,
+            "reader": reader,
+            "escalation": escalation,
+            "course": self._out.timeline,
+        }
+        self._parts = {name: part for name, part in parts.items() if part is not None}
+        """The parts whose states are saved."""
         self._is_hooked = self._closed = False
         self._run = new_run()
         self._at_close: list[Callable[[], None]] = []
@@ -95,7 +75,7 @@ class Monitor:
         self._out.start(self._run, first_step)
         # Files and threads of the sinks are closed when the monitor is garbage-collected.
         weakref.finalize(self, close_sinks, self._out.sinks, Faults(), first_step).atexit = False
-        close_at_exit(self, self._limits.exit_seconds)
+        close_at_exit(self, context.limits.exit_seconds)
 
     @property
     def report(self) -> Report | None:
@@ -120,11 +100,11 @@ class Monitor:
         together it turns True on all ranks at the same due step, the first after rank 0 has raised the alert, if all
         ranks have called `watch` with the same options.
         """
-        return self._requests.should_stop
+        return self._context.requests.should_stop
 
     def take_save_request(self) -> bool:
         """Return whether an alert of `save_on=` has fired since the last call. For ranks see `should_stop`."""
-        return self._requests.take_save_request()
+        return self._context.requests.take_save_request()
 
     @property
     def errors(self) -> tuple[Fault, ...]:
@@ -149,7 +129,7 @@ class Monitor:
     @property
     def overhead(self) -> float:
         """Return the share of the run's time that monitoring has taken so far; NaN before the first step."""
-        return self._budget.overhead
+        return self._context.budget.overhead
 
     def step(self, count: int = 1, *, host_step: int | None = None) -> bool:
         """Count a step, and read the model if it is due. Not needed where `watch` was given an optimizer.
@@ -190,8 +170,9 @@ class Monitor:
     def flush(self, timeout: float | None = None) -> None:
         """Wait for unfinished readings, at most `timeout` seconds (30), and flush the sinks."""
         if self._hints.check_active():
-            seconds = self._limits.close_seconds if timeout is None else timeout
-            self._reporting.wait(self._steps, seconds, elsewhere=self._limits.close_seconds_elsewhere)
+            limits = self._context.limits
+            seconds = limits.close_seconds if timeout is None else timeout
+            self._reporting.wait(self._steps, seconds, elsewhere=limits.close_seconds_elsewhere)
             self._out.flush(self._steps)
 
     @explain_wrong_calls
@@ -211,7 +192,7 @@ class Monitor:
             with self._faults.isolated("close", self._steps, pauses=False):
                 undo()
         try:
-            seconds = self._limits.close_seconds if timeout is None else timeout
+            seconds = self._context.limits.close_seconds if timeout is None else timeout
             self._reporting.wait(self._steps, seconds, elsewhere=seconds)
             with self._faults.isolated("monitor", self._steps):
                 self._readings.give_up()
@@ -280,4 +261,5 @@ class Monitor:
 
 def copied(steps: int) -> Monitor:
     """Return an inactive copy of a monitor: it has the counted steps, and neither reads nor counts."""
-    return Monitor(NoReadings(), schedule=lambda _step: False, first_step=steps, hints=UsageHints(is_copy=True))
+    context = Context(hints=UsageHints(is_copy=True))
+    return Monitor(Readings(), schedule=lambda _step: False, first_step=steps, context=context)

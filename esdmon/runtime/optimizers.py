@@ -10,6 +10,8 @@ from torch.optim import Optimizer
 from esdmon.errors import InputError
 from esdmon.torch_private import has_step_hooks
 
+_MOST_NESTED = 16  # wrappers around each other: an object that makes up its attributes, as a mock, has no innermost one
+
 
 def optimizers_in(given: Any) -> tuple[Optimizer, ...]:
     """Return the torch optimizers inside what was given, one or a list of several, and those that they hold.
@@ -52,7 +54,7 @@ def _nested(given: Any) -> list[Any]:
     """Return an optimizer, the one that it has as `optimizer`, and so on."""
     found = [given]
     with suppress(Exception):  # any object's attribute may raise, or be absent
-        while not any(found[-1].optimizer is each for each in found):
+        while len(found) < _MOST_NESTED and not any(found[-1].optimizer is each for each in found):
             found.append(found[-1].optimizer)
     return found
 

@@ -1,29 +1,35 @@
-"""Define `Readings`, the protocol of an object that reads for a monitor, and `NoReadings`, which reads nothing."""
+"""Define `Readings`, the base class of what reads for a monitor; it reads nothing itself."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import ClassVar, Protocol, final
+from typing import ClassVar
 
 from esdmon.records import LayerReport, Report
-from esdmon.records.serialization import Plain, Stateful
+from esdmon.records.serialization import Plain
 
 
-class Readings(Stateful, Protocol):
-    """The object that reads for a monitor: a `ReadingPipeline`, or a `RemoteReader` on other ranks than 0."""
+class Readings:
+    """What reads for a monitor: a `ReadingPipeline`, or a `RemoteReader` on other ranks than 0.
 
-    reports: bool
+    Its methods do nothing; they are enough for a copy of a monitor.
+    """
+
+    reports: ClassVar[bool] = False
     """False if another rank makes the reports."""
 
     @property
     def dropped(self) -> int:
         """Return how many readings were skipped or lost."""
+        return 0
 
     @property
     def latest(self) -> Mapping[str, LayerReport]:
         """Return the last reading of each matrix."""
+        return {}
 
     @property
     def is_ready(self) -> bool:
         """Return whether there is nothing to do before the first due step."""
+        return True
 
     def get_ready(self, step: int) -> None:
         """Prepare the first due step, at a step before it."""
@@ -31,14 +37,17 @@ class Readings(Stateful, Protocol):
     @property
     def under_way(self) -> bool:
         """Return whether there are begun readings without a report."""
-
-    @property
-    def is_idle(self) -> bool:
-        """Return whether there is nothing to do before the next step at which something is read or sampled."""
+        return False
 
     @property
     def under_way_here(self) -> bool:
         """Return whether this process has unfinished readings."""
+        return False
+
+    @property
+    def is_idle(self) -> bool:
+        """Return whether there is nothing to do before the next step at which something is read or sampled."""
+        return True
 
     def settle(self) -> None:
         """Synchronise the device if readings wait for it, before their time is measured."""
@@ -52,9 +61,11 @@ class Readings(Stateful, Protocol):
 
     def leftover(self) -> tuple[str, ...]:
         """Return the matrices of the last scheduled step that can be read now, at a step that is not scheduled."""
+        return ()
 
-    def is_poll(self, step: int) -> bool:
+    def is_poll(self, step: int) -> bool:  # noqa: ARG002 -- for overriding
         """Return whether ranks may have to read at a step that is not scheduled: called once, at each of these."""
+        return False
 
     def begin(
         self, step: int, host_step: int | None = None, names: Collection[str] = (), *, is_scheduled: bool = True
@@ -70,6 +81,7 @@ class Readings(Stateful, Protocol):
 
     def finished(self) -> Iterator[Report]:
         """Yield the reports that are complete, in step order."""
+        yield from ()
 
     def give_up(self) -> None:
         """Cancel unfinished readings."""
@@ -77,54 +89,10 @@ class Readings(Stateful, Protocol):
     def close(self) -> None:
         """Free threads and connections."""
 
-
-@final
-class NoReadings:
-    """Read nothing, and report nothing."""
-
-    reports = False
-    dropped = 0
-    latest: ClassVar[Mapping[str, LayerReport]] = {}
-    is_ready = True
-    under_way = under_way_here = False
-    is_idle = True
-
-    def get_ready(self, step: int) -> None:
-        """Do nothing."""
-
-    def settle(self) -> None:
-        """Do nothing."""
-
-    def advance(self, *, waiting: bool = False) -> None:
-        """Do nothing."""
-
-    def leftover(self) -> tuple[str, ...]:
-        """Return no matrices."""
-        return ()
-
-    def is_poll(self, step: int) -> bool:  # noqa: ARG002 -- of the protocol
-        """Return False: no rank has to read."""
-        return False
-
-    def begin(
-        self, step: int, host_step: int | None = None, names: Collection[str] = (), *, is_scheduled: bool = True
-    ) -> None:
-        """Do nothing."""
-
-    def finished(self) -> Iterator[Report]:
-        """Yield no report."""
-        return iter(())
-
-    def give_up(self) -> None:
-        """Do nothing."""
-
-    def close(self) -> None:
-        """Do nothing."""
-
     def state_dict(self) -> Plain:
-        """Return an empty state."""
+        """Return the state as plain data."""
         return {}
 
-    def prepare(self, state: Plain) -> Callable[[], None]:  # noqa: ARG002 -- of the protocol
-        """Return a function that restores nothing."""
+    def prepare(self, state: Plain) -> Callable[[], None]:  # noqa: ARG002 -- for overriding
+        """Parse `state_dict()`, and return the function that continues from it."""
         return lambda: None

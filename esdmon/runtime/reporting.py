@@ -3,14 +3,12 @@
 import time
 from typing import final
 
-from esdmon.isolation import Faults
 from esdmon.records import Report
 from esdmon.runtime.alerting import Alerting
+from esdmon.runtime.context import Context
 from esdmon.runtime.delivery import Delivery
 from esdmon.runtime.escalation import Escalation
 from esdmon.runtime.readings import Readings
-from esdmon.runtime.usage_hints import UsageHints
-from esdmon.schedule.budget import Budget
 
 _POLL = 1e-3  # seconds between two checks of unfinished readings
 
@@ -27,9 +25,7 @@ class Reporting:
         alerting: checks them, and sends alerts.
         out: writes them.
         escalation: records unconfirmed findings; None if nothing is read between scheduled steps.
-        hints: logs hints about the use of the monitor.
-        faults: isolates failures from the training.
-        budget: charged with the time.
+        context: what is shared with the other parts of the monitor.
     """
 
     def __init__(
@@ -39,17 +35,13 @@ class Reporting:
         out: Delivery,
         *,
         escalation: Escalation | None,
-        hints: UsageHints,
-        faults: Faults,
-        budget: Budget,
+        context: Context,
     ) -> None:
         self._readings = readings
         self._alerting = alerting
         self._out = out
         self._escalation = escalation
-        self._hints = hints
-        self._faults = faults
-        self._budget = budget
+        self._hints, self._faults, self._budget = context.hints, context.faults, context.budget
         self._is_delivering = self._was_report = False
         self._closes_at: int | None = None
         """The step of a `close` call during the delivery of reports."""

@@ -3,13 +3,11 @@
 import math
 from typing import final
 
-from esdmon.isolation import Faults
+from esdmon.runtime.context import Context
 from esdmon.runtime.escalation import Escalation
-from esdmon.runtime.ranks.requests import Requests
 from esdmon.runtime.readings import Readings
 from esdmon.runtime.reporting import Reporting
 from esdmon.schedule import Schedule, next_due
-from esdmon.schedule.budget import Budget
 
 
 @final
@@ -21,9 +19,7 @@ class Stepping:
         schedule: decides which steps are due.
         reporting: checks and writes complete reports.
         escalation: asks for readings between due steps; None where there are none.
-        requests: what alerts ask of the training, exchanged with the other ranks.
-        faults: keeps failures away from the training.
-        budget: is charged with the time.
+        context: what is shared with the other parts of the monitor.
     """
 
     def __init__(
@@ -33,17 +29,13 @@ class Stepping:
         reporting: Reporting,
         *,
         escalation: Escalation | None,
-        requests: Requests,
-        faults: Faults,
-        budget: Budget,
+        context: Context,
     ) -> None:
         self._readings = readings
         self._schedule = schedule
         self._reporting = reporting
         self._escalation = escalation
-        self._requests = requests
-        self._faults = faults
-        self._budget = budget
+        self._requests, self._faults, self._budget = context.requests, context.faults, context.budget
         self._has_settled = False
 
     def take(self, step: int, count: int, host_step: int | None) -> bool:
@@ -82,14 +74,21 @@ class Stepping:
         return min(next_due(self._schedule, step), to_sample, self._reporting.next_step)
 
     def _is_due(self, step: int, count: int) -> bool:
-        """Return whether any of the last steps is due."""
-        steps = (step,) if count == 1 else range(step - count + 1, step + 1)
-        for each in steps:  # not `any`, whose generator takes longer than all the rest
-            if self._faults.call("schedule", step, self._is_scheduled, each, default=False, pauses=False):
+        """Return whether any of the last `count` steps is due."""
+        if count == 1:  # the usual case, at each step
+            return self._is_scheduled(step, step)
+        following = next_due(self._schedule, step - count)
+        while following <= step:
+            if self._is_scheduled(int(following), step):
                 return True
+            following = next_due(self._schedule, int(following))
         return False
 
-    def _is_scheduled(self, step: int) -> bool:
+    def _is_scheduled(self, step: int, now: int) -> bool:
+        """Return whether the schedule is due at a step; False if it fails."""
+        return self._faults.call("schedule", now, self._ask_schedule, step, default=False, pauses=False)
+
+    def _ask_schedule(self, step: int) -> bool:
         return bool(self._schedule(step))
 
     def _asked(self, step: int, *, is_due: bool) -> tuple[str, ...]:

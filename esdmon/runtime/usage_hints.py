@@ -55,19 +55,17 @@ class UsageHints:
 
     def check_active(self) -> bool:
         """Return whether the monitor can be used; if not, log the reason."""
-        if not self.is_inactive:
-            return True
         if self.is_copy:
             self._warn_once(
                 "the monitor is inactive, since it is a copy, made with the model or object that holds it: its steps "
                 "are not counted. Call watch() with the model that trains."
             )
-            return False
-        self._warn_once(
-            "the monitor is inactive in this process, which was forked from the one that called watch(): its steps "
-            "are not counted. Call watch() in the process that trains."
-        )
-        return False
+        elif self.is_inactive:
+            self._warn_once(
+                "the monitor is inactive in this process, which was forked from the one that called watch(): its steps "
+                "are not counted. Call watch() in the process that trains."
+            )
+        return not self.is_inactive
 
     def ignored_step(self) -> None:
         """Log that the loop counts steps which the optimizer's hook already counts."""

@@ -79,15 +79,17 @@ class Budget:
             at_most: limit of the credit in seconds of reading, and of the debt beyond the advance, so that readings do
                 not slow the run after a long pause or a phase without changes.
         """
-        if self.share is not None:
-            at_most /= self.pace
-            now = self._clock()
-            earned = self.share * (now - self._earned_at)
-            credit = self._credit + earned
-            self._credit = max(-self._advance - at_most, min(at_most, credit))
-            self._earned_at = now
-            return earned
-        return 0.0
+        if self.share is None:
+            return 0.0
+        now = self._clock()
+        earned = self.share * (now - self._earned_at)
+        self._credit = self.limited(self._credit + earned, at_most / self.pace)
+        self._earned_at = now
+        return earned
+
+    def limited(self, credit: float, at_most: float) -> float:
+        """Return a credit, at most so many seconds, and as a debt at most these beyond the advance."""
+        return max(-self._advance - at_most, min(at_most, credit))
 
     @property
     def credit(self) -> float:

@@ -56,7 +56,7 @@ class _State:
     """Step of the last screening."""
 
     def ahead(self, step: int) -> "_State":
-        """Return the expected drift at a later step, at the same rate as so far; NaN if the rate is not known."""
+        """Return the state with the drift that is expected at a later step; NaN if the rate is not known."""
         return self if self.read is None else replace(self, drift=self.rate * (step - self.read))
 
     @property
@@ -108,6 +108,10 @@ class ReadPriority:
     def names(self) -> tuple[str, ...]:
         """Return the names of the matrices, in the model's order."""
         return tuple(self._states)
+
+    def __contains__(self, name: object) -> bool:
+        """Return whether there is a matrix of this name."""
+        return name in self._states
 
     @property
     def sweep(self) -> float:
@@ -237,10 +241,11 @@ class ReadPriority:
         """
         costs = {name: self.expected(name) for name in self._states if name not in without}
         states = {name: self._states[name].ahead(step) if ahead else self._states[name] for name in costs}
+        urgent = frozenset(first)
         chosen: list[str] = []
-        for name in sorted(costs, key=lambda name: (name not in first, *self._order(states[name], step, costs[name]))):
+        for name in sorted(costs, key=lambda name: (name not in urgent, *self._order(states[name], step, costs[name]))):
             state = states[name]
-            if self._has_changed(state) or (name in first and not state.is_measured):
+            if self._has_changed(state) or (name in urgent and not state.is_measured):
                 # Credit is saved for a matrix that does not fit now; otherwise the next ones would use it up each time.
                 if costs[name] > credit and not (forced and not chosen):
                     break

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from esdmon.options import choose_measures
 from esdmon.plugins import Plugins
+from esdmon.runtime.reading.options import ReadingOptions
 from esdmon.runtime.reading.reader import Reader
 from esdmon.spectrum.arrays import Floats
 from esdmon.weights import Drift, Solver, solve_lapack, solve_torch
@@ -63,7 +64,7 @@ def costs(shape: tuple[int, ...], solver: Solver, repeats: int, *, is_watched: b
     measures = choose_measures("default", plugins.measures)
 
     def make() -> Reader:
-        return Reader(model, plugins, measures=measures, solver=timed, drift=Drift() if is_watched else None)
+        return Reader(model, plugins, ReadingOptions(measures, solver=timed), drift=Drift() if is_watched else None)
 
     watching = make()
 

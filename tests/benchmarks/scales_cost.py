@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from esdmon.options import choose_measures
 from esdmon.plugins import Plugins
+from esdmon.runtime.reading.options import ReadingOptions
 from esdmon.runtime.reading.reader import Reader
 from esdmon.spectrum.decomposition import Facts
 from esdmon.spectrum.laws import NoiseLaw
@@ -59,7 +60,7 @@ def measure(layers: nn.ModuleDict, steps: int, moved: float) -> tuple[float, flo
             return time.process_time() - start
 
     def first(*, has_scales: bool) -> float:
-        return read(Reader(layers, plugins, measures=measures), 0, has_scales=has_scales)
+        return read(Reader(layers, plugins, ReadingOptions(measures)), 0, has_scales=has_scales)
 
     ways = (True, False)
     first(has_scales=True)
@@ -74,7 +75,8 @@ def measure(layers: nn.ModuleDict, steps: int, moved: float) -> tuple[float, flo
         calls["computed"] += 1
         return separable_laws(profile)
 
-    reader, times = Reader(layers, plugins, measures=measures, drift=Drift()), {way: list[float]() for way in ways}
+    reader = Reader(layers, plugins, ReadingOptions(measures), drift=Drift())
+    times = {way: list[float]() for way in ways}
     with (
         patch("esdmon.spectrum.recent_laws.separable_laws", counted_laws),
         patch.object(RecentLaws, "__call__", counted_look_up),

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from esdmon.options import choose_measures
 from esdmon.plugins import Plugins
 from esdmon.records import Screened
+from esdmon.runtime.reading.options import ReadingOptions
 from esdmon.runtime.reading.reader import Reader
 from esdmon.weights import Drift, Screener, discover
 from esdmon.weights.device.screening import FIRST_STEPS, STEPS
@@ -37,7 +38,7 @@ def costs(size: int, dtype: torch.dtype, repeats: int) -> tuple[float, float, fl
     layer = square(size, generator)
     known = Plugins()
     model = nn.ModuleDict({"w": layer.to(dtype)})
-    reader = Reader(model, known, measures=choose_measures("default", known.measures), drift=Drift())
+    reader = Reader(model, known, ReadingOptions(choose_measures("default", known.measures)), drift=Drift())
     reader.screen("w", 0)
     pairs = []
     for step in range(1, repeats + 1):

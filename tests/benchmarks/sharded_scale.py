@@ -18,6 +18,7 @@ from esdmon.runtime.ranks.coordination import Coordinator
 from esdmon.runtime.ranks.distributed_job import DistributedJob
 from esdmon.runtime.ranks.holdings import Listed, Part, Table
 from esdmon.runtime.ranks.sharing import Reads
+from esdmon.schedule.budget import Budget
 from esdmon.schedule.fragments import Fragment
 
 ROUND_TRIP = 100e-6  # seconds of a poll of the store, for the rank that polls; on a cluster's Ethernet
@@ -89,8 +90,6 @@ def table(rank: int, ranks: int) -> Table:
 class OnlyTells(Assignments):  # type: ignore[misc]  # the part of rank 0 that holds no model
     """Rank 0 without a model of its own."""
 
-    pace = 1.0
-
     def __init__(self) -> None:
         self.parts: Any = None
         self.announcer: Any = SimpleNamespace(n_listed=7 * LAYERS)
@@ -99,7 +98,7 @@ class OnlyTells(Assignments):  # type: ignore[misc]  # the part of rank 0 that h
 def simulate(ranks: int) -> str:
     store = CountingStore()
     leader = Coordinator(store, 0, ranks)
-    job = DistributedJob(leader, OnlyTells(), Faults(), limits=Limits(), escalates=True)
+    job = DistributedJob(leader, OnlyTells(), Faults(), Budget(0.01), limits=Limits(), escalates=True)
     others = [Coordinator(store, rank, ranks) for rank in range(1, ranks)]
     leader.announce(table(0, ranks))
     for rank, other in enumerate(others, 1):
@@ -113,10 +112,10 @@ def simulate(ranks: int) -> str:
     store.taken()
     names = list(job.holdings.matrices)
     reads = {rank: Reads(1.0, math.inf) for rank in range(ranks)}
-    job.plan(100, dict.fromkeys(names[:READ], 1.0), reads)
+    job.announce(100, job.assign(dict.fromkeys(names[:READ], 1.0), reads))
     start = time.process_time()
     job.update_holdings()
-    job.plan(200, dict.fromkeys(names[READ : 2 * READ], 1.0), reads, gap=EVERY)
+    job.announce(200, job.assign(dict.fromkeys(names[READ : 2 * READ], 1.0), reads), gap=EVERY)
     leads = time.process_time() - start
     _, said = store.taken()
     for other in others:  # what each does in its hook

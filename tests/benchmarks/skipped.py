@@ -20,6 +20,7 @@ from esdmon.cli.digits import MiniAlexNet, batches, digits
 from esdmon.options import choose_measures
 from esdmon.plugins import Plugins
 from esdmon.records import LayerReport
+from esdmon.runtime.reading.options import ReadingOptions
 from esdmon.runtime.reading.reader import Reader
 from esdmon.schedule.priority import TOLERANCE
 from esdmon.weights import Drift
@@ -28,7 +29,7 @@ from tests.benchmarks.overhead import TASKS
 
 def reader_of(model: torch.nn.Module) -> Reader:
     known = Plugins()
-    return Reader(model, known, measures=choose_measures("default", known.measures), drift=Drift())
+    return Reader(model, known, ReadingOptions(choose_measures("default", known.measures)), drift=Drift())
 
 
 @dataclass

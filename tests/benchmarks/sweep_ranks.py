@@ -9,8 +9,8 @@ from typing import Any
 
 from esdmon.limits import Limits
 from esdmon.runtime.pipeline.screening import Screening
-from esdmon.runtime.ranks.coordination import Assignment
 from esdmon.runtime.ranks.holdings import Holdings, Listed, Part, Table, join
+from esdmon.runtime.ranks.messages import Assignment
 from esdmon.runtime.ranks.norms import JobScreening
 from esdmon.runtime.ranks.sharing import Capacities, Sharing
 from esdmon.schedule.budget import Budget
@@ -177,7 +177,7 @@ def simulate_ranks(
     _end_within(ranks, max(seconds.values()), step)
     budget = Budget(share, clock=clock, cpu_clock=lambda: 0.0, rate=lambda: ranks[0].pace * share)
     turns = ReadPriority(costs)
-    sharing, capacities = _shared_by(ranks)
+    sharing, capacities = _shared_by(ranks, budget)
     under_way = UnderWay(ranks, seconds)
     budget.start()
     fragments: Any = Fragments(clock)
@@ -186,7 +186,7 @@ def simulate_ranks(
     read: dict[str, float] = {}
 
     def plan(then: int, ahead: float) -> Sequence[Assignment]:
-        reads = capacities.reads(budget, under_way.by_rank(), ahead=ahead)
+        reads = capacities.reads(under_way.by_rank(), ahead=ahead)
         names = turns.choose(
             then, sum(max(0.0, each.credit) for each in reads.values()), without=under_way.owners, ahead=True
         )
@@ -228,10 +228,10 @@ def simulate_ranks(
     return Times(kinds, depths, whole, 1 - at * step / clock.now, norms.first, norms.oldest)
 
 
-def _shared_by(ranks: Sequence[Rank]) -> tuple[Sharing, Capacities]:
+def _shared_by(ranks: Sequence[Rank], budget: Budget) -> tuple[Sharing, Capacities]:
     sharing = Sharing(Limits().copied_bytes)
     sharing.keep(range(len(ranks)))
-    capacities = Capacities(lambda: ranks[0].pace, advance=Limits().advance_seconds)
+    capacities = Capacities(budget)
     capacities.keep({place: Table(place, "", {}, {}, copies=True, pauses=True) for place in range(len(ranks))})
     return sharing, capacities
 

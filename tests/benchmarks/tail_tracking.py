@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from esdmon.options import choose_measures
 from esdmon.plugins import Plugins
+from esdmon.runtime.reading.options import ReadingOptions
 from esdmon.runtime.reading.reader import Reader
 from esdmon.spectrum import Spectrum
 from esdmon.weights import Drift, discover
@@ -49,7 +50,7 @@ def costs(size: int, repeats: int) -> None:
     layer = square(size, generator)
     known = Plugins()
     reader = Reader(
-        nn.ModuleDict({"w": layer}), known, measures=choose_measures("default", known.measures), drift=Drift()
+        nn.ModuleDict({"w": layer}), known, ReadingOptions(choose_measures("default", known.measures)), drift=Drift()
     )
     weight = layer.weight.detach()
     rows = []

@@ -65,7 +65,7 @@ def serve_exchange(key: str, size: int, hold: Callable[[], None]) -> tuple[str, 
     def put() -> None:
         hold()
         copy = memoryview(bytes(size))
-        box.keep(key, lambda: copy, size, lambda: Moved(0, 0), owner=0)
+        box.keep(key, (lambda: copy, lambda: Moved(0, 0)), size, owner=0)
 
     threading.Thread(target=put, daemon=True).start()
     return box.open().replace(" ", "_"), box

@@ -5,6 +5,7 @@ import pytest
 from esdmon.alerts import AlertManager
 from esdmon.limits import Limits
 from esdmon.records import Alert, Report
+from esdmon.runtime.context import Context
 from esdmon.runtime.monitor import Monitor
 from esdmon.schedule import every
 from esdmon.schedule.budget import Budget
@@ -124,7 +125,7 @@ def test_deferred_work_waits_for_credit() -> None:
     sink = Deferring(pieces=5)
     now = [0.0]
     budget = Budget(0.01, clock=lambda: now[0], cpu_clock=lambda: now[0])
-    monitor = Monitor(Reads(), schedule=every(100), sinks=[("m", sink)], budget=budget)
+    monitor = Monitor(Reads(), schedule=every(100), sinks=[("m", sink)], context=Context(budget=budget))
     monitor.step()
     budget.spend(Limits().advance_seconds + 1)
     before = len(sink.calls)

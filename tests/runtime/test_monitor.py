@@ -11,8 +11,9 @@ import torch
 from esdmon.alerts import Actions, AlertManager, AlertRule, Finding, History
 from esdmon.isolation import Faults
 from esdmon.records import Alert, Report
+from esdmon.runtime.context import Context
 from esdmon.runtime.monitor import Monitor
-from esdmon.schedule import every
+from esdmon.schedule import every, times, union
 from esdmon.sinks import MemorySink
 from esdmon.version import installed_version
 from tests.fakes import RaisingSink, Reads
@@ -87,7 +88,9 @@ def test_a_run_that_goes_back_looks_at_each_step_anew() -> None:
 
 def test_strict_raises() -> None:
     """For tests and for finding a fault."""
-    monitor = Monitor(Reads(), schedule=every(1), sinks=[("x", RaisingSink())], faults=Faults(strict=True))
+    monitor = Monitor(
+        Reads(), schedule=every(1), sinks=[("x", RaisingSink())], context=Context(faults=Faults(strict=True))
+    )
     with pytest.raises(OSError, match="No space left"):
         monitor.step()
 
@@ -319,3 +322,18 @@ def test_a_schedule_that_returns_no_truth_value_is_a_fault() -> None:
     monitor = Monitor(Reads(), schedule=lambda _step: torch.tensor([True, False]))  # type: ignore[arg-type,return-value]
     assert not monitor.step()
     assert [fault.who for fault in monitor.errors] == ["schedule"]
+
+
+def test_many_steps_at_once_take_no_longer_than_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the host counts tokens, or a run is resumed, these may be millions: each was asked for."""
+    asked, at = list[int](), times._At.__call__
+
+    def counted(schedule: times._At, step: int) -> bool:
+        asked.append(step)
+        return at(schedule, step)
+
+    monkeypatch.setattr(times._At, "__call__", counted)
+    monitor = Monitor(Reads(), schedule=union(times.at(7, 30_000, 50_000), times.at(60_000)))
+    asked.clear()
+    assert [monitor.step(10_000) for _ in range(6)] == [True, False, True, False, True, True]
+    assert len(asked) < 20

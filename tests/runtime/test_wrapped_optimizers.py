@@ -194,3 +194,23 @@ def test_what_has_no_hooks_is_refused_before_training(wrap: Callable[[Any], Any]
     model = network()
     with pytest.raises(InputError, match=message):
         esdmon.watch(model, wrap(torch.optim.SGD(model.parameters(), lr=0.1)), sinks=[])
+
+
+class Invented:
+    """Like a mock, or a `dask.delayed`: it has every attribute, and each is a new object."""
+
+    made = 0
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        Invented.made += 1
+        if Invented.made > 1000:
+            pytest.fail("the search has no end")
+        return Invented()
+
+
+@pytest.mark.parametrize("given", [Invented(), [Invented()]])
+def test_an_object_that_makes_up_its_attributes_has_no_optimizer(given: Any) -> None:
+    with pytest.raises(InputError, match="optimizer is of type Invented, not a torch"):
+        esdmon.watch(network(), given, sinks=[])

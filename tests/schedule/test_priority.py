@@ -256,3 +256,19 @@ def test_what_an_alert_waits_for_comes_first() -> None:
     assert model.turns.choose(20, 0.0, first=["w2"]) == ["w0"]
     model.turns.begun("w2", 20)
     assert model.turns.choose(30, 0.0, first=["w2"]) == ["w2"]
+
+
+class _Scanned(tuple[str, ...]):
+    """Names that take a comparison with each to find one."""
+
+    __slots__ = ()
+
+    def __contains__(self, name: object) -> bool:
+        raise AssertionError(f"{name} was searched in {len(self)} names")
+
+
+def test_what_comes_first_is_not_searched_for_each_matrix() -> None:
+    """If all of 5000 layers have an unconfirmed finding, that is a tenth of a second in the training's hook."""
+    turns = ReadPriority({"a": 1.0, "b": 1.0, "c": 1.0})
+    assert turns.choose(10, 2.0, first=_Scanned(("c",))) == ["c", "a"]
+    assert ("b" in turns, "d" in turns) == (True, False)

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from esdmon.plugins import Plugins
+from esdmon.runtime.reading.options import ReadingOptions
 from esdmon.runtime.reading.reader import Reader
 from esdmon.spectrum.measures import BUILT_IN_MEASURES
 from esdmon.spectrum.recent_laws import RecentLaws
@@ -85,11 +86,11 @@ def test_a_reader_that_is_saved_computes_its_laws_again_as_one_that_resumes_from
     rng = np.random.default_rng(3)
     weight = torch.from_numpy(scaled(rng, rng.standard_normal((128, 64)), 0.2)).float()
     measures = [measure for measure in BUILT_IN_MEASURES if measure.name == "bulk_edge"]
-    reader = Reader({"a.weight": weight}, Plugins(), measures=measures)
+    reader = Reader({"a.weight": weight}, Plugins(), ReadingOptions(measures))
     before = reader.read_one("a", 0)
     weight *= 1 + 1e-4 * torch.from_numpy(rng.standard_normal((128, 1))).float()
     reader.state_dict()
     after = reader.read_one("a", 1)
-    resumed = Reader({"a.weight": weight}, Plugins(), measures=measures).read_one("a", 1)
+    resumed = Reader({"a.weight": weight}, Plugins(), ReadingOptions(measures)).read_one("a", 1)
     assert before.measures["bulk_edge"] != after.measures["bulk_edge"]
     assert after.measures["bulk_edge"] == resumed.measures["bulk_edge"]

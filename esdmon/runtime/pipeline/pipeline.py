@@ -18,6 +18,7 @@ from esdmon.runtime.pipeline.planning import Planning
 from esdmon.runtime.pipeline.screening import Screening
 from esdmon.runtime.pipeline.starter import Starter
 from esdmon.runtime.ranks.distributed_job import DistributedJob
+from esdmon.runtime.readings import Readings
 from esdmon.runtime.workers.executor import Executor
 from esdmon.runtime.workers.source import Source
 from esdmon.schedule.budget import Budget
@@ -25,7 +26,7 @@ from esdmon.schedule.priority import ReadPriority
 
 
 @final
-class ReadingPipeline:
+class ReadingPipeline(Readings):
     """Begin readings at each due step, and yield the reports that are complete at every step.
 
     Args:
@@ -38,6 +39,8 @@ class ReadingPipeline:
     """
 
     reports = True
+    is_ready = False
+    """True if there is nothing to do before the first due step."""
 
     def __init__(
         self,
@@ -61,7 +64,6 @@ class ReadingPipeline:
         self._forget()
         self._steps = self._last_due = 0
         self.is_ready = job is None
-        """True if there is nothing to do before the first due step."""
 
     @property
     def latest(self) -> Mapping[str, LayerReport]:
@@ -100,7 +102,7 @@ class ReadingPipeline:
         """
         if self._job is None and self._executor.may_use_device:
             with self._budget.spending():
-                self._planning.choose_device(self._source.solvable())
+                self._choose_device(self._source.solvable())
         if self._executor.on_the_spot or self._executor.on_device:
             self._source.settle()
 
@@ -126,7 +128,8 @@ class ReadingPipeline:
             self._replace()
         if self._job.membership.is_complete:
             self.is_ready = True
-            self._planning.announce(self._job, None, step + 1, steps=self._steps)
+            assignments = self._planning.assign(self._job, step + 1)
+            self._job.announce(None, assignments, ending=self._planning.blocks_to_end(self._steps))
 
     def is_elsewhere(self, name: str) -> bool:
         """Return whether other ranks have to take part in a reading of a matrix."""
@@ -158,7 +161,7 @@ class ReadingPipeline:
             else:
                 self._begin_extra(names, step, host_step)
         finally:
-            self._planning.choose_device(())
+            self._choose_device(())
 
     def _begin_scheduled(self, first: Collection[str], step: int, host_step: int | None) -> None:
         self._starter.left = ()
@@ -205,9 +208,11 @@ class ReadingPipeline:
             return
         previous, self._last_due = self._last_due, due.step
         if len(self._collector.unfinished()) < self._queue:
-            then = due.step + max(1, due.step - previous)
-            to_screen = partial(self._screening.ahead, job)
-            self._planning.announce(job, due, then, steps=self._steps, ahead=earned, to_screen=to_screen)
+            gap = max(1, due.step - previous)
+            assignments = self._planning.assign(job, due.step + gap, first=due.first, ahead=earned)
+            to_screen = self._screening.ahead(job, {name for each in assignments for name in each.names})
+            ending = self._planning.blocks_to_end(self._steps)
+            job.announce(due.step, assignments, gap=gap, ending=ending, to_screen=to_screen)
 
     def _begin_extra(self, names: Collection[str], step: int, host_step: int | None) -> None:
         """Begin readings at an unscheduled step: requested ones, and some matrices of this rank within the credit.
@@ -218,7 +223,8 @@ class ReadingPipeline:
         self._planning.earn(self._job)
         due = DueStep(step, host_step, self._drift.known(), time.monotonic(), extra=True)
         chosen = self._planning.between(names)
-        self._starter.left = tuple(name for name in self._starter.left if name not in names)
+        named = frozenset(names)
+        self._starter.left = tuple(name for name in self._starter.left if name not in named)
         assigned = None if self._job is None else self._job.begin_asked(step)
         if assigned is None and not (chosen and len(self._due) < self._queue):
             return
@@ -273,6 +279,11 @@ class ReadingPipeline:
         """Parse `state_dict()`, and return the function that continues from it."""
         return partial(self._continue_from, self._latest.prepare(state))
 
+    def _choose_device(self, solvable: Collection[str]) -> None:
+        """Choose the matrices whose eigenvalues a GPU computes now, among the solvable ones."""
+        chosen = frozenset(filter(self._priority.pays_on_device, solvable))
+        self._executor.on_device = self._priority.on_device = chosen
+
     def _forget(self) -> None:
         """Begin without any reading, as at the start of a run."""
         source, budget, job = self._source, self._budget, self._job
@@ -283,7 +294,7 @@ class ReadingPipeline:
         )
         self._drift = DriftLog(source, self._priority, budget, job)
         self._screening = Screening(source, self._priority, self._drift, budget, job)
-        self._planning = Planning(self._priority, self._drift, budget, self._executor, self._due)
+        self._planning = Planning(self._priority, self._drift, budget, self._due)
 
     def _continue_from(self, restore: Callable[[], None]) -> None:
         self._due.clear()

@@ -5,9 +5,9 @@ from typing import final
 
 from esdmon.runtime.pipeline.drift_log import DriftLog
 from esdmon.runtime.pipeline.due_step import DueStep
-from esdmon.runtime.ranks.distributed_job import DistributedJob, ToScreen, nothing
+from esdmon.runtime.ranks.distributed_job import DistributedJob
+from esdmon.runtime.ranks.messages import Assignment
 from esdmon.runtime.ranks.sharing import Reads
-from esdmon.runtime.workers.executor import Executor
 from esdmon.runtime.workers.source import Task
 from esdmon.schedule.budget import Budget
 from esdmon.schedule.priority import ReadPriority
@@ -24,22 +24,13 @@ class Planning:
         priority: orders the matrices, and has their costs.
         drift: has the matrices that this process holds.
         budget: the seconds that may be spent.
-        executor: decides how readings run.
         due: the steps whose readings are under way; changed by the caller.
     """
 
-    def __init__(
-        self,
-        priority: ReadPriority,
-        drift: DriftLog,
-        budget: Budget,
-        executor: Executor,
-        due: Collection[DueStep],
-    ) -> None:
+    def __init__(self, priority: ReadPriority, drift: DriftLog, budget: Budget, due: Collection[DueStep]) -> None:
         self._priority = priority
         self._drift = drift
         self._budget = budget
-        self._executor = executor
         self._due = due
 
     def earn(self, job: DistributedJob | None) -> float:
@@ -50,11 +41,6 @@ class Planning:
             job.capacities.earn(earned, most)
         return earned
 
-    def choose_device(self, solvable: Collection[str]) -> None:
-        """Choose the matrices whose eigenvalues a GPU computes now, among the solvable ones."""
-        chosen = frozenset(filter(self._priority.pays_on_device, solvable))
-        self._executor.on_device = self._priority.on_device = chosen
-
     def here(self, due: DueStep, *, forced: bool = True) -> list[str]:
         """Return further matrices to read at a step in this process; see `ReadPriority.choose`. Has no side effect."""
         credit = self._budget.reading_credit - self._under_way()
@@ -64,44 +50,36 @@ class Planning:
 
     def between(self, names: Iterable[str]) -> list[str]:
         """Return the matrices among `names` that this process can read within its credit, at an unscheduled step."""
-        here = [name for name in names if name in self._priority.names and self._drift.is_here(name)]
+        here = [name for name in names if name in self._priority and self._drift.is_here(name)]
         return self._priority.affordable(here, self._budget.reading_credit)
 
     def ask(self, job: DistributedJob, names: Iterable[str]) -> None:
         """Request readings of these matrices on all ranks at the next poll, as far as there is credit."""
-        known = set(self._priority.names) - job.holdings.missing
-        ranks = self._ranks_of(job)
-        chosen = self._priority.affordable([name for name in names if name in known], _credit_of(ranks))
+        missing, ranks = job.holdings.missing, self._ranks_of(job)
+        readable = [name for name in names if name in self._priority and name not in missing]
+        chosen = self._priority.affordable(readable, _credit_of(ranks))
         if chosen:
             job.ask(self._with_costs(chosen), ranks)
 
-    def announce(
-        self,
-        job: DistributedJob,
-        due: DueStep | None,
-        then: int,
-        *,
-        steps: int,
-        ahead: float = 0.0,
-        to_screen: ToScreen = nothing,
-    ) -> None:
-        """Plan and announce the readings of all ranks at the next due step.
+    def assign(
+        self, job: DistributedJob, step: int, *, first: Collection[str] = (), ahead: float = 0.0
+    ) -> tuple[Assignment, ...]:
+        """Return what the ranks read at the next due step.
 
         Args:
             job: the ranks.
-            due: the current due step; None before the first.
-            then: the step at which the next due step is expected.
-            steps: number of steps of this process so far, to estimate the time of a step.
+            step: the step at which the next due step is expected.
+            first: matrices that are read before all others.
             ahead: seconds of credit that each rank will have earned by then.
-            to_screen: returns further sharded matrices, whose norms are computed then.
         """
         ranks = self._ranks_of(job, ahead=ahead)
-        first = () if due is None else due.first
-        names = self._priority.choose(then, _credit_of(ranks), without=job.holdings.missing, first=first, ahead=True)
+        names = self._priority.choose(step, _credit_of(ranks), without=job.holdings.missing, first=first, ahead=True)
+        return job.assign(self._with_costs(names), ranks)
+
+    def blocks_to_end(self, steps: int) -> int:
+        """Return the number of blocks of steps in which the longest reading ends, after `steps` steps of the run."""
         longest = max(map(self._priority.expected, self._priority.names), default=0.0)
-        ending = blocks_to_end(longest, self._budget.run_seconds / max(1, steps))
-        step, gap = (None, 0) if due is None else (due.step, then - due.step)
-        job.plan(step, self._with_costs(names), ranks, gap=gap, ending=ending, to_screen=to_screen)
+        return blocks_to_end(longest, self._budget.run_seconds / max(1, steps))
 
     def _under_way(self) -> float:
         """Return the expected seconds until the unfinished readings of this process are done."""
@@ -124,7 +102,7 @@ class Planning:
             for name in due.elsewhere.names if due.elsewhere else ():
                 rank = due.owners[name]
                 under_way[rank] = under_way.get(rank, 0.0) + self._priority.expected(name)
-        return job.capacities.reads(self._budget, under_way, ahead=ahead)
+        return job.capacities.reads(under_way, ahead=ahead)
 
 
 def _credit_of(ranks: Mapping[int, Reads]) -> float:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import final
 
@@ -9,7 +10,7 @@ from esdmon.records import LayerReport, Screened
 from esdmon.runtime.pipeline.drift_log import DriftLog
 from esdmon.runtime.ranks.distributed_job import DistributedJob
 from esdmon.runtime.workers.source import Source
-from esdmon.schedule.budget import Budget
+from esdmon.schedule.budget import Budget, Cost
 from esdmon.schedule.priority import ReadPriority
 
 SHARE = 0.25
@@ -62,28 +63,26 @@ class Screening:
             without: the matrices that are read at this step.
             latest: the last readings.
         """
-        with self._budget.measured() as cost:
+        with self._counting():
             self._take(latest)
             names = self._priority.to_screen(without)
-        self._spent += cost.seconds
         for name in names:
             if self._spent > self._allowance:
                 break
             self._begin(name, step)
-        with self._budget.measured() as cost:
+        with self._counting():
             self._take(latest)
-        self._spent += cost.seconds
 
     def screen_together(self, job: DistributedJob, step: int) -> None:
         """Begin, on all ranks, to compute the norms that `ahead` has planned at the previous due step."""
-        with self._budget.measured() as cost:
+        with self._counting() as cost:
             names, beside = job.screen(step)
-        if names:
-            self._spent += cost.seconds
-            self._note(names, step, beside)
-            expected = sum(self._costs.get(name, self._mean) for name in names)
-            self._expected[step] = max(0.0, expected - cost.seconds - beside) if math.isfinite(expected) else 0.0
-            self._spent += self._expected[step]
+        if not names:
+            return
+        self._note(names, step, beside)
+        expected = sum(self._costs.get(name, self._mean) for name in names)
+        self._expected[step] = max(0.0, expected - cost.seconds - beside) if math.isfinite(expected) else 0.0
+        self._spent += self._expected[step]
 
     def ahead(self, job: DistributedJob, without: Collection[str]) -> list[str]:
         """Return matrices that the ranks screen at the next due step, within the current allowance.
@@ -110,9 +109,8 @@ class Screening:
         own = self._drift.whole(name)
         if not (own and self._is_worth(name)):
             return
-        with self._budget.measured() as cost:
+        with self._counting() as cost:
             beside = self._source.screen(own, step)
-        self._spent += cost.seconds
         if beside is not None:
             self._names[own] = name
             self._note([name], step, beside)
@@ -123,6 +121,13 @@ class Screening:
         self._spend(beside)
         for name in names:
             self._priority.screened(name, step)
+
+    @contextmanager
+    def _counting(self) -> Iterator[Cost]:
+        """Count the cost of a block of the hook, which the caller charges to the budget."""
+        with self._budget.measured() as cost:
+            yield cost
+        self._spent += cost.seconds
 
     def _spend(self, seconds: float) -> None:
         """Charge seconds that the hook has not taken."""
@@ -138,7 +143,7 @@ class Screening:
         """Return the last screening of each matrix that is newer than its reading, as of a due step; new only once."""
         self._take(latest)
         shown: list[Screened] = []
-        for name in [name for name in self._found if name not in self._priority.names]:
+        for name in [name for name in self._found if name not in self._priority]:
             del self._found[name]
         for name, found in self._found.items():
             read = None if name not in latest else latest[name].step

@@ -12,22 +12,21 @@ from esdmon.runtime.ranks.coordination import Coordinator
 _log = logging.getLogger("esdmon")
 
 
-def raise_common(ranks: Coordinator, problems: Mapping[str, InputError], timeout: float) -> None:
+def raise_common(ranks: Coordinator, problems: Mapping[str, InputError]) -> None:
     """Raise the first problem of this rank that all ranks have.
 
     Args:
         ranks: the messages of the job.
         problems: those of this rank, by option.
-        timeout: seconds to wait for the other ranks, if this rank has problems.
 
     Raises:
         InputError: that problem.
     """
-    common = ranks.common(problems, timeout)
+    common = ranks.common(problems)
     if common is None:
         _log.warning(
             "esdmon: not all ranks have called watch() in %g s, so rank %d continues without what its model lacks: %s",
-            timeout,
+            ranks.timeout,
             ranks.rank,
             next(iter(problems.values())),
         )

@@ -69,8 +69,7 @@ class Announcer:
         address = self._address if parts else ""
         if parts and not address:
             parts = {name: replace(part, fragment=None) for name, part in parts.items()}
-        coverage = self._source.parts.coverage()
-        skipped = tuple((skip.name, skip.n_parameters, skip.reason) for skip in coverage.skipped)
+        skipped = tuple((skip.name, skip.n_parameters, skip.reason) for skip in self._source.coverage.skipped)
         copies, pauses = not self._executor.on_the_spot, self._executor.pauses
         return Table(self._ranks.rank, address, matrices, parts, skipped, copies=copies, pauses=pauses)
 

@@ -9,10 +9,10 @@ from typing import TypeAlias, final
 
 from esdmon.isolation import describe
 from esdmon.records import LayerReport
-from esdmon.runtime.ranks.fragment_exchange import FragmentExchange, Moved, PeerError
+from esdmon.runtime.ranks.fragment_exchange import FragmentCopy, FragmentExchange, Moved, PeerError
 from esdmon.runtime.ranks.holdings import Holder
 from esdmon.runtime.ranks.memory_limit import MemoryLimit
-from esdmon.runtime.ranks.parts import Own, ShardedSource
+from esdmon.runtime.ranks.parts import ShardedSource
 from esdmon.runtime.workers.source import Answer
 
 Clock: TypeAlias = Callable[[], float]
@@ -31,7 +31,7 @@ class Assembly:
     holders: Mapping[str, Callable[[], tuple[Holder, ...]]]
     """Functions that look up the holders of all fragments in the job's store, by this rank's names of the
     parameters."""
-    own: Mapping[str, Own]
+    own: Mapping[str, FragmentCopy]
     """Copies of this rank's fragments."""
     until: float
     """The deadline for copies, on the monotonic clock."""

@@ -18,12 +18,13 @@ from esdmon.limits import Limits
 from esdmon.records import LayerReport
 from esdmon.runtime.ranks.announcer import Announcer
 from esdmon.runtime.ranks.assembly import Assembly
-from esdmon.runtime.ranks.coordination import Assignment, Coordinator, Plan, Role
-from esdmon.runtime.ranks.fragment_exchange import FragmentExchange, Moved, PeerError
+from esdmon.runtime.ranks.coordination import Coordinator
+from esdmon.runtime.ranks.fragment_exchange import FragmentCopy, FragmentExchange, Moved, PeerError
 from esdmon.runtime.ranks.holdings import Holder
 from esdmon.runtime.ranks.memory_limit import MemoryLimit
+from esdmon.runtime.ranks.messages import Assignment, Plan, Role
 from esdmon.runtime.ranks.norms import OwnNorms
-from esdmon.runtime.ranks.parts import Own, ShardedSource
+from esdmon.runtime.ranks.parts import ShardedSource
 from esdmon.runtime.workers.executor import Executor
 from esdmon.runtime.workers.source import Answer, Ratio, Task, unknown
 from esdmon.schedule.polls import Polls
@@ -79,7 +80,7 @@ class Assignments:
         """What this rank has announced, and the copies that it serves."""
         self.memory_limit = MemoryLimit(limits.copied_bytes)
         """Limits the memory of parameters that this rank assembles."""
-        self.norms = OwnNorms(source, ranks, executor.measured)
+        self.norms = OwnNorms(source, ranks, executor.budget)
 
     def restart(self) -> None:
         """Start again from a checkpoint that all ranks load."""
@@ -128,9 +129,9 @@ class Assignments:
                 for assignment in plan.assignments
                 for name in assignment.names
             }
-        assigned = Assigned(plan, (), {}, sampled)
         tasks: list[Task] = []
         moved: dict[str, Ratio] = {}
+        failures: dict[int, str] = {}
         marked: dict[str, Callable[[], Moved]] = {}  # a parameter may be in several assignments of a step
         for assignment in plan.assignments:
             if assignment.parameters:
@@ -139,10 +140,10 @@ class Assignments:
                     for name in assignment.names:
                         self._source.mark(self.local(name))
                 if assignment.owner == self._ranks.rank:
-                    tasks.append(self._begin_assembled(assignment, step, own, assigned.failures))
+                    tasks.append(self._begin_assembled(assignment, step, own, failures))
             else:
                 tasks += self._begin_whole(assignment, step, moved)
-        return replace(assigned, tasks=tuple(tasks), moved=moved)
+        return Assigned(plan, tuple(tasks), moved, sampled, failures)
 
     def screen(self, step: int, plan: Plan) -> float:
         """Begin to compute the norms that a plan requests from this rank, after `follow`.
@@ -164,11 +165,6 @@ class Assignments:
             self.announcer.exchange.close()
         self._ranks.end()
 
-    @property
-    def pace(self) -> float:
-        """Return the seconds of reading of this rank for each second of its budget."""
-        return self._executor.pace
-
     def local(self, name: str) -> str:
         """Return this rank's own name of a matrix or parameter of the job."""
         return self._role.local.get(name, name)
@@ -187,9 +183,11 @@ class Assignments:
             self._begun.popleft()
         exchange.expire(min(self._begun[0][1], now - 2 * exchange.patience))
 
-    def _copy(self, assignment: Assignment, step: int, marked: dict[str, Callable[[], Moved]]) -> dict[str, Own]:
+    def _copy(
+        self, assignment: Assignment, step: int, marked: dict[str, Callable[[], Moved]]
+    ) -> dict[str, FragmentCopy]:
         """Copy this rank's fragments: for its own reading, or for a reader that does not hold the same fragment."""
-        own: dict[str, Own] = {}
+        own: dict[str, FragmentCopy] = {}
         for name in assignment.parameters:
             local = self.local(name)
             if not self.parts.has_fragment(local) or self.announcer.exchange is None:
@@ -200,9 +198,8 @@ class Assignments:
                 if is_mine:
                     own[local] = self.parts.copy(local), moved
                 elif assignment.owner not in self._role.copies.get(name, (assignment.owner,)):
-                    self.announcer.exchange.keep(
-                        key, self.parts.copy(local), self.parts.size(local), moved, owner=assignment.owner
-                    )
+                    copy, size = (self.parts.copy(local), moved), self.parts.size(local)
+                    self.announcer.exchange.keep(key, copy, size, owner=assignment.owner)
             except Exception as error:  # noqa: BLE001 -- the owner reports it; the other fragments are copied
                 why = f"cannot read its part: {describe(error)}"
                 if is_mine:
@@ -220,7 +217,7 @@ class Assignments:
                     yield _renamed(self._executor.begin(local, step, moved=moved[name]), {local: name})
 
     def _begin_assembled(
-        self, assignment: Assignment, step: int, own: Mapping[str, Own], failures: dict[int, str]
+        self, assignment: Assignment, step: int, own: Mapping[str, FragmentCopy], failures: dict[int, str]
     ) -> Task:
         names = {self.local(name): name for name in assignment.parameters}
         assembly = Assembly(
@@ -247,7 +244,7 @@ class Assignments:
         return f"{self._ranks.epoch}/{step}/{assignment.names[0]}/{parameter}"
 
 
-def _fails(rank: int, why: str) -> Own:
+def _fails(rank: int, why: str) -> FragmentCopy:
     """Return functions that raise the reason why there is no copy, in place of functions that return it."""
 
     def fail() -> NoReturn:

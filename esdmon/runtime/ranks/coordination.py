@@ -12,83 +12,19 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Self, final
+from typing import final
 
 from esdmon.limits import Limits
 from esdmon.records.serialization import layer_from_plain, to_plain
 from esdmon.runtime.ranks.holdings import Holder, Table
 from esdmon.runtime.ranks.job_store import JobStore, Store
-from esdmon.runtime.ranks.rank_norms import RankNorms
+from esdmon.runtime.ranks.messages import Answers, Plan, RankNorms, Role
 from esdmon.runtime.workers.source import Answer
 from esdmon.schedule.fragments import Fragment
 
 _KEPT_PLANS = 8  # due steps whose plan stays in the store, and versions of the holders: ranks may be behind
 _ROLES = 3  # roles of a rank that stay in the store, since its plan may be of an earlier version
 _POLL = 0.02  # seconds between two polls for the problems of other ranks
-
-
-@dataclass(frozen=True, slots=True)
-class Assignment:
-    """The matrices that one rank reads at a due step, by their names in the job. They share their parameters."""
-
-    owner: int
-    names: tuple[str, ...]
-    parameters: tuple[str, ...] = ()
-    """The sharded parameters that the rank assembles; empty if it holds all of the matrix."""
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """The matrices that each rank reads at a due step, or at a poll between due steps."""
-
-    version: int
-    """Version of the holdings; a rank with another version looks up its role first."""
-    assignments: tuple[Assignment, ...]
-    polls: tuple[int, ...] = ()
-    """Polls of the store for an extra plan until the next due step, as numbers of steps after the due step."""
-    ending: int = 0
-    """Number of blocks of steps in which readings end, before steps without readings are measured; 0 for no pause."""
-    screened: tuple[tuple[str, str | int], ...] = ()
-    """The matrices, by their names in the job, whose norms are computed; each with the sharded parameter that it is a
-    part of, or the rank that computes them, which holds all of the matrix."""
-
-    def to_json(self) -> str:
-        """Return the plan as JSON."""
-        assignments = [[assignment.owner, assignment.names, assignment.parameters] for assignment in self.assignments]
-        return json.dumps([self.version, assignments, self.polls, self.ending, self.screened])
-
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        """Return the plan that `to_json` was called on."""
-        version, plain, polls, ending, screened = json.loads(text)
-        assignments = tuple(Assignment(owner, tuple(names), tuple(behind)) for owner, names, behind in plain)
-        return cls(version, assignments, tuple(polls), ending, tuple((name, where) for name, where in screened))
-
-
-@dataclass(frozen=True, slots=True)
-class Answers:
-    """The answers of other ranks."""
-
-    readings: Answer
-    failures: Mapping[int, Mapping[int, str]]
-    """For each rank that has answered: the ranks that did not serve their fragments to it, and why."""
-    paces: Mapping[int, float]
-    """For each rank: the seconds of reading per second of its budget."""
-    seconds: Mapping[int, float]
-    """For each rank: the seconds that its readings have taken."""
-    missing: tuple[int, ...]
-    """Ranks that have not answered."""
-
-
-@dataclass(frozen=True, slots=True)
-class Role:
-    """The names and copies that a rank needs to follow plans."""
-
-    local: Mapping[str, str]
-    """The rank's own names by the names in the job, if they differ."""
-    copies: Mapping[str, tuple[int, ...]]
-    """The parameters, by their names in the job, whose fragment the rank serves, with the ranks that hold replicas."""
 
 
 @final
@@ -127,21 +63,20 @@ class Coordinator:
         """Return the key that authenticates the ranks to each other; None until rank 0 watches."""
         return self._store.value("token") if self._store.has("token") else None
 
-    def common(self, problems: Collection[str], timeout: float) -> set[str] | None:
+    def common(self, problems: Collection[str]) -> set[str] | None:
         """Return the problems of this rank that every rank has. Called before training, if all ranks call `watch`.
 
         Args:
-            problems: keys of the problems of this rank.
-            timeout: seconds to wait for the other ranks, if this rank has problems.
+            problems: keys of the problems of this rank; if there are any, it waits for the other ranks.
 
         Returns:
-            None if not all ranks have called it in this time.
+            None if not all ranks have called it before the timeout.
         """
         self._store.put(f"problems/{self.rank}", json.dumps(sorted(problems)))
         if not problems:
             return set()
         keys = [f"problems/{rank}" for rank in range(self.size)]
-        until = time.monotonic() + timeout
+        until = time.monotonic() + self.timeout
         while not self._store.has(*keys):
             if time.monotonic() > until:
                 return None
@@ -193,10 +128,8 @@ class Coordinator:
 
         Rank 0 may be a version ahead of the plan that this rank follows.
         """
-        key = f"role/{self.rank}"
-        if not self._store.has(key):
-            return None
-        known = [role for since, *role in json.loads(self._store.text(key)) if since <= version]
+        text = self._store.find(f"role/{self.rank}")
+        known = [role for since, *role in json.loads(text or "[]") if since <= version]
         if not known:
             return None
         local, copies = known[-1]
@@ -221,8 +154,7 @@ class Coordinator:
 
     def plan(self, previous: int | None) -> Plan | None:
         """Return the plan for the due step after `previous`; None if rank 0 has sent none."""
-        key = self._key("plan", str(previous))
-        return Plan.from_json(self._store.text(key)) if self._store.has(key) else None
+        return self._plan(self._key("plan", str(previous)))
 
     def give_extra_plan(self, step: int, plan: Plan) -> None:
         """On rank 0: send the extra plan of a later step, at which all ranks poll, and return when the store has it."""
@@ -232,8 +164,7 @@ class Coordinator:
 
     def extra_plan(self, step: int) -> Plan | None:
         """Return the extra plan of a step at which all ranks poll; None if rank 0 has sent none."""
-        key = self._key("extra", step)
-        return Plan.from_json(self._store.text(key)) if self._store.has(key) else None
+        return self._plan(self._key("extra", step))
 
     def request(self, number: int, kind: str, step: int) -> None:
         """On rank 0: write the request of an alert to the store, and return when the store has it."""
@@ -274,10 +205,11 @@ class Coordinator:
         missing = []
         for rank in ranks:
             key = self._key("answer", step, rank)
-            if not self._store.has(key):
+            text = self._store.find(key)
+            if text is None:
                 missing.append(rank)
                 continue
-            plain, failed, paces[rank] = json.loads(self._store.text(key))
+            plain, failed, paces[rank] = json.loads(text)
             self._store.delete(key)
             readings |= {name: (layer_from_plain(layer), seconds) for name, (layer, seconds) in plain.items()}
             failures[rank] = {int(other): why for other, why in failed.items()}
@@ -301,6 +233,10 @@ class Coordinator:
     def end(self) -> None:
         """Release the store, which is empty from then on."""
         self._store.close()
+
+    def _plan(self, key: str) -> Plan | None:
+        text = self._store.find(key)
+        return None if text is None else Plan.from_json(text)
 
     def _say(self, key: str, plan: Plan, said: deque[str]) -> None:
         """Store a plan, and remove the oldest of its kind."""

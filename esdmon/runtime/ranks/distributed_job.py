@@ -1,31 +1,25 @@
 """Define `DistributedJob`, which plans on rank 0 which rank reads which matrices at the next due step."""
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
-from typing import TypeAlias, final
+from typing import final
 
 from esdmon.isolation import Faults
 from esdmon.limits import Limits
 from esdmon.records import Coverage, LayerReport
 from esdmon.runtime.ranks.assignments import Assigned, Assignments
-from esdmon.runtime.ranks.coordination import Assignment, Coordinator, Plan
+from esdmon.runtime.ranks.coordination import Coordinator
 from esdmon.runtime.ranks.holdings import Holdings
 from esdmon.runtime.ranks.membership import Membership
+from esdmon.runtime.ranks.messages import Assignment, Plan
 from esdmon.runtime.ranks.names import JobNames
 from esdmon.runtime.ranks.norms import JobNorms, JobScreening
 from esdmon.runtime.ranks.rank_faults import RankFaults
 from esdmon.runtime.ranks.sharing import Capacities, Reads, Sharing
 from esdmon.runtime.workers.source import Answer, Task
+from esdmon.schedule.budget import Budget
 from esdmon.schedule.polls import between
-
-ToScreen: TypeAlias = Callable[[Collection[str]], Collection[str]]
-"""Returns matrices of the job to screen at a due step, given the matrices that are read there."""
-
-
-def nothing(_read: Collection[str]) -> Collection[str]:
-    """Return no matrix to screen."""
-    return ()
 
 
 @final
@@ -39,12 +33,20 @@ class DistributedJob:
         ranks: exchanges messages with the other ranks.
         own: rank 0's own part of the work.
         faults: counts the failures of each rank, and pauses it.
+        budget: of rank 0.
         limits: limits on bytes of copies and seconds of waiting.
         escalates: whether alerts may request readings between due steps.
     """
 
     def __init__(
-        self, ranks: Coordinator, own: Assignments, faults: Faults, *, limits: Limits, escalates: bool = False
+        self,
+        ranks: Coordinator,
+        own: Assignments,
+        faults: Faults,
+        budget: Budget,
+        *,
+        limits: Limits,
+        escalates: bool = False,
     ) -> None:
         self._ranks = ranks
         self._own = own
@@ -63,7 +65,7 @@ class DistributedJob:
         self.names = JobNames(own.parts)
         """The names of matrices in the job, and in rank 0's own model."""
         self._sharing = Sharing(limits.copied_bytes)
-        self.capacities = Capacities(lambda: own.pace, advance=limits.advance_seconds)
+        self.capacities = Capacities(budget)
         """The reading capacity of each rank."""
         self._ending = 0
         self._norms = JobNorms(ranks)
@@ -142,32 +144,41 @@ class DistributedJob:
         self.capacities.keep({rank: known.tables[rank] for rank in reading})
         return True
 
-    def plan(
+    def assign(self, names: Mapping[str, float], ranks: Mapping[int, Reads]) -> tuple[Assignment, ...]:
+        """Return the assignments of matrices to ranks, and send the holders of their parts.
+
+        Args:
+            names: matrices in order of priority; see `Sharing.share`.
+            ranks: how each reads.
+        """
+        assignments = self._sharing.share(names, self.holdings, ranks)
+        for parameter in {name for assignment in assignments for name in assignment.parameters} - self._given:
+            self._ranks.give_holders(self.membership.known.version, parameter, self.holdings.holders[parameter])
+            self._given.add(parameter)
+        return assignments
+
+    def announce(
         self,
         step: int | None,
-        names: Mapping[str, float],
-        ranks: Mapping[int, Reads],
+        assignments: tuple[Assignment, ...],
         *,
         gap: int = 0,
         ending: int = 0,
-        to_screen: ToScreen = nothing,
+        to_screen: Collection[str] = (),
     ) -> None:
-        """Announce the rank that reads each of these matrices at the next due step.
+        """Announce what each rank reads at the next due step.
 
         Args:
             step: the current due step; None before the first.
-            names: matrices in order of priority; see `Sharing.share`.
-            ranks: how each reads.
+            assignments: the result of `assign`.
             gap: number of steps between the last two due steps; 0 if not known.
             ending: number of blocks of steps in which readings end.
-            to_screen: returns further matrices, whose norms are computed at that step.
+            to_screen: further matrices, whose norms are computed at that step.
         """
         self._ending = ending if self.membership.pauses else 0
         may_poll = self._escalates and self._has_elsewhere and not self.faults.is_asking_paused()
         after = between(gap, self._ranks.size) if may_poll else ()
-        assignments = self._assigned(names, ranks)
-        read = {name for assignment in assignments for name in assignment.names}
-        norms = self._norms.plan(to_screen(read), self.holdings)
+        norms = self._norms.plan(to_screen, self.holdings)
         plan = Plan(self.membership.known.version, assignments, after, self._ending, norms)
         self._ranks.give_plan(step, plan)
 
@@ -180,7 +191,7 @@ class DistributedJob:
         """Announce the rank that reads each of these matrices at the next poll. Each poll has one plan."""
         at = self.next_poll
         if at is not None:
-            plan = Plan(self.membership.known.version, self._assigned(names, ranks), (), self._ending)
+            plan = Plan(self.membership.known.version, self.assign(names, ranks), (), self._ending)
             self._ranks.give_extra_plan(at, plan)
             self._asked = at, plan
 
@@ -193,14 +204,6 @@ class DistributedJob:
     def begin_asked(self, step: int) -> Assigned | None:
         """Begin the requested readings at this poll; return None if there are none."""
         return None if self._now is None else self._own.follow(self._now, step)
-
-    def _assigned(self, names: Mapping[str, float], ranks: Mapping[int, Reads]) -> tuple[Assignment, ...]:
-        """Return the assignments of matrices to ranks, and send the holders of their parts."""
-        assignments = self._sharing.share(names, self.holdings, ranks)
-        for parameter in {name for assignment in assignments for name in assignment.parameters} - self._given:
-            self._ranks.give_holders(self.membership.known.version, parameter, self.holdings.holders[parameter])
-            self._given.add(parameter)
-        return assignments
 
     def others(self, step: int, assigned: Assigned) -> Task | None:
         """Return the readings that other ranks have begun; None if there are none."""

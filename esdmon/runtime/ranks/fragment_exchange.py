@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
 from threading import BoundedSemaphore, Condition, Thread
-from typing import final
+from typing import TypeAlias, final
 
 from esdmon.runtime.ranks.own_address import own_address
 
@@ -27,7 +27,7 @@ _LENGTH = struct.Struct("!I")
 _WAIT = struct.Struct("!d")  # seconds
 _HEAD = struct.Struct("!qdd")  # bytes that follow, or −length of an error message; the fields of `Moved`
 _PIECE = 1 << 20  # bytes that must be sent within the patience
-_POLL = 0.02  # seconds between two checks which ranks have closed
+_POLL = 0.02  # seconds between two checks which ranks have closed, and until a failed accept is tried again
 _AT_ONCE = 16  # requests that are answered concurrently; others wait. Our choice.
 
 
@@ -39,20 +39,19 @@ class Moved:
     norm: float
 
 
-def _not_moved() -> Moved:
-    return Moved(0, 0)
+FragmentCopy: TypeAlias = tuple[Callable[[], memoryview], Callable[[], Moved]]
+"""A copy of this rank's own fragment of a parameter, and the move of that fragment."""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Kept:
     """A copy, or the reason why there is none."""
 
-    read: Callable[[], memoryview] | None
-    size: int
-    moved: Callable[[], Moved]
-    since: float
+    copy: FragmentCopy | None
     owner: int
     """The rank that fetches the copy."""
+    since: float
+    size: int = 0
     error: str = ""
 
 
@@ -91,6 +90,7 @@ class FragmentExchange:
     _kept: dict[str, _Kept] = field(default_factory=dict)
     _changed: Condition = field(default_factory=Condition)
     _server: socket.socket | None = None
+    _is_closed: bool = False
     _busy: BoundedSemaphore = field(default_factory=lambda: BoundedSemaphore(_AT_ONCE))
 
     def open(self) -> str:
@@ -101,31 +101,21 @@ class FragmentExchange:
         Thread(target=self._accept, args=(server,), name="esdmon-fragments", daemon=True).start()
         return f"{host} {server.getsockname()[1]}"
 
-    def keep(
-        self, key: str, read: Callable[[], memoryview], size: int, moved: Callable[[], Moved], *, owner: int
-    ) -> None:
-        """Keep a copy of `size` bytes, which `read` returns, until the rank `owner` fetches it."""
-        now = time.monotonic()
+    def keep(self, key: str, copy: FragmentCopy, size: int, *, owner: int) -> None:
+        """Keep a copy of `size` bytes until the rank `owner` fetches it."""
         with self._changed:
             if self._kept and self.kept_bytes + size > self.most_bytes:
-                self._kept[key] = _Kept(
-                    None,
-                    0,
-                    moved,
-                    now,
-                    owner,
-                    "has no memory for it: copies for earlier readings have not been fetched",
-                )
-            else:
-                self._kept[key] = _Kept(read, size, moved, now, owner)
-                self.kept_bytes += size
-                self.peak_bytes = max(self.peak_bytes, self.kept_bytes)
+                self.fail(key, "has no memory for it: copies for earlier readings have not been fetched", owner=owner)
+                return
+            self._kept[key] = _Kept(copy, owner, time.monotonic(), size)
+            self.kept_bytes += size
+            self.peak_bytes = max(self.peak_bytes, self.kept_bytes)
             self._changed.notify_all()
 
     def fail(self, key: str, why: str, *, owner: int) -> None:
         """Store the reason why there is no copy, so that no rank waits for it."""
         with self._changed:
-            self._kept[key] = _Kept(None, 0, _not_moved, time.monotonic(), owner, why)
+            self._kept[key] = _Kept(None, owner, time.monotonic(), error=why)
             self._changed.notify_all()
 
     def take(self, key: str, until: float) -> tuple[memoryview, Moved]:
@@ -140,9 +130,10 @@ class FragmentExchange:
             if kept is not None:
                 self.kept_bytes -= kept.size
             self._changed.notify_all()
-        if kept is None or kept.read is None:
+        if kept is None or kept.copy is None:
             raise LookupError("has no copy of this step" if kept is None else kept.error)
-        return kept.read(), kept.moved()
+        read, moved = kept.copy
+        return read(), moved()
 
     @property
     def n_kept(self) -> int:
@@ -172,10 +163,11 @@ class FragmentExchange:
     def _owners(self) -> set[int]:
         """Return the ranks that have not fetched all of their copies."""
         with self._changed:
-            return {kept.owner for kept in self._kept.values() if kept.read}
+            return {kept.owner for kept in self._kept.values() if kept.copy}
 
     def close(self) -> None:
         """Stop listening, and remove all copies."""
+        self._is_closed = True
         if self._server is not None:
             with suppress(OSError):
                 self._server.shutdown(socket.SHUT_RDWR)  # wakes the thread that accepts
@@ -185,15 +177,23 @@ class FragmentExchange:
             self.kept_bytes = 0
 
     def _accept(self, server: socket.socket) -> None:
-        while True:
+        while not self._is_closed:
             try:
-                link, _ = server.accept()
-            except OSError:  # closed
-                return
-            if self._busy.acquire(timeout=self.patience):
-                Thread(target=self._answer, args=(link,), name="esdmon-fragment", daemon=True).start()
-            else:
-                link.close()
+                self._accept_one(server)
+            except (OSError, RuntimeError):  # closed; or the process may open no file, or start no thread, for now
+                time.sleep(_POLL)
+
+    def _accept_one(self, server: socket.socket) -> None:
+        link, _ = server.accept()
+        if not self._busy.acquire(timeout=self.patience):
+            link.close()
+            return
+        try:
+            Thread(target=self._answer, args=(link,), name="esdmon-fragment", daemon=True).start()
+        except RuntimeError:
+            self._busy.release()
+            link.close()
+            raise
 
     def _answer(self, link: socket.socket) -> None:
         try:

@@ -165,25 +165,17 @@ def join(tables: Mapping[int, Table], paused: Collection[int] = (), left: Collec
     names = {rank: _renamed(tables[rank], suffixes) for rank in tables}
     parts: dict[str, list[tuple[int, Part]]] = defaultdict(list)
     listed: dict[str, list[tuple[int, Listed]]] = defaultdict(list)
-    orders = [[names[rank].get(name, name) for name in table.matrices] for rank, table in sorted(tables.items())]
+    orders: list[list[str]] = []
     for rank, table in sorted(tables.items()):
+        in_job = names[rank]
+        orders.append([in_job.get(name, name) for name in table.matrices])
         for name, part in table.parameters.items():
-            parts[names[rank].get(name, name)].append((rank, part))
+            parts[in_job.get(name, name)].append((rank, part))
         for name, matrix in table.matrices.items():
-            behind = tuple(names[rank].get(each, each) for each in matrix.parameters)
-            listed[names[rank].get(name, name)].append((rank, replace(matrix, parameters=behind)))
+            behind = tuple(in_job.get(each, each) for each in matrix.parameters)
+            listed[in_job.get(name, name)].append((rank, replace(matrix, parameters=behind)))
     holders, reasons = _choose_holders(parts, tables, away)
-    matrices = {
-        name: Entry(
-            rows[0][1].seconds,
-            rows[0][1].parameters,
-            tuple(rank for rank, _ in rows if rank not in away),
-            rows[0][1].size,
-            min(matrix.side for _, matrix in rows),
-            _why_not(rows, reasons, away, left),
-        )
-        for name, rows in ((name, listed[name]) for name in _merged(orders))
-    }
+    matrices = {name: _entry(listed[name], reasons, away, left) for name in _merged(orders)}
     sizes = {name: rows[0][1].item * prod(rows[0][1].shape) for name, rows in parts.items()}
     return Holdings(matrices, holders, sizes, names, _coverage(tables, matrices))
 
@@ -267,13 +259,17 @@ def _choose_holders(
     return chosen, reasons
 
 
-def _why_not(
-    rows: list[tuple[int, Listed]], reasons: Mapping[str, str], away: Collection[int], left: Collection[int]
-) -> str:
-    if all(rank in away for rank, _ in rows):
-        rank = rows[0][0]
-        return f"rank {rank}, which holds it, {'has closed its monitor' if rank in left else 'does not answer'}"
-    return next((reasons[name] for name in rows[0][1].parameters if name in reasons), "")
+def _entry(
+    rows: Sequence[tuple[int, Listed]], reasons: Mapping[str, str], away: Collection[int], left: Collection[int]
+) -> Entry:
+    """Return a matrix of the job, from the tables of the ranks that have it."""
+    rank, first = rows[0]
+    readers = tuple(rank for rank, _ in rows if rank not in away)
+    reason = next((reasons[name] for name in first.parameters if name in reasons), "")
+    if not readers:
+        reason = f"rank {rank}, which holds it, {'has closed its monitor' if rank in left else 'does not answer'}"
+    side = min(matrix.side for _, matrix in rows)
+    return Entry(first.seconds, first.parameters, readers, first.size, side, reason)
 
 
 def _merged(orders: Iterable[Sequence[str]]) -> list[str]:

@@ -90,8 +90,15 @@ class JobStore:
         Raises:
             LookupError: if there is no such text.
         """
-        if not self.has(key):  # a store would wait for a missing key
+        text = self.find(key)
+        if text is None:
             raise LookupError(f"{key} is not in the job's store")
+        return text
+
+    def find(self, key: str) -> str | None:
+        """Return a text that was `put`; None if there is none."""
+        if not self.has(key):  # a store would wait for a missing key
+            return None
         count = int(self._store.get(key))
         return zlib.decompress(b"".join(self._store.get(f"{key}/{number}") for number in range(count))).decode()
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from threading import Thread
 from typing import final
 
-from esdmon.runtime.ranks.coordination import Coordinator, Role
+from esdmon.runtime.ranks.coordination import Coordinator
 from esdmon.runtime.ranks.holdings import Holdings, Table, join
+from esdmon.runtime.ranks.messages import Role
 
 _IN_THREAD = 4000  # ranks × matrices from which a thread joins the tables: it takes a fifth of a second. Our choice.
 _SETTLED = 2  # due steps without changes after which all ranks that watch are known; our choice

@@ -6,8 +6,7 @@ adds the sums up. A matrix that another rank holds completely is screened there,
 
 import math
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import final
 from zlib import crc32
@@ -15,9 +14,9 @@ from zlib import crc32
 from esdmon.records import Screened
 from esdmon.runtime.ranks.coordination import Coordinator
 from esdmon.runtime.ranks.holdings import Holdings
+from esdmon.runtime.ranks.messages import RankNorms
 from esdmon.runtime.ranks.parts import ShardedSource, Squares
-from esdmon.runtime.ranks.rank_norms import RankNorms
-from esdmon.schedule.budget import Cost
+from esdmon.schedule.budget import Budget
 
 _AWAITED_STEPS = 3  # due steps whose norms are waited for; our choice
 
@@ -44,15 +43,13 @@ class OwnNorms:
     Args:
         source: the matrices of this rank's model.
         ranks: the messages of the job.
-        measured: measures the cost of a block.
+        budget: measures the cost.
     """
 
-    def __init__(
-        self, source: ShardedSource, ranks: Coordinator, measured: Callable[[], AbstractContextManager[Cost]]
-    ) -> None:
+    def __init__(self, source: ShardedSource, ranks: Coordinator, budget: Budget) -> None:
         self._source = source
         self._ranks = ranks
-        self._measured = measured
+        self._budget = budget
         self._arriving: deque[_Arriving] = deque(maxlen=_AWAITED_STEPS)
 
     def compute(self, step: int, parts: Mapping[str, str], whole: Mapping[str, str]) -> float:
@@ -66,7 +63,7 @@ class OwnNorms:
         Returns:
             The seconds that this is expected to take on an accelerator.
         """
-        with self._measured() as cost:
+        with self._budget.measured() as cost:
             squares, beside = self._source.parts.squares(parts)
             here = filter(self._source.parts.has, whole)  # the model may have changed since the plan
             expected = {own: self._source.screen(own, step) for own in here}

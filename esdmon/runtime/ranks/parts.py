@@ -4,13 +4,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol, TypeAlias
 
-from esdmon.records import Coverage
-from esdmon.runtime.ranks.fragment_exchange import Moved
+from esdmon.runtime.ranks.fragment_exchange import FragmentCopy, Moved
 from esdmon.runtime.ranks.holdings import Holder, Listed, Part
 from esdmon.runtime.workers.source import Source
 
-Own: TypeAlias = tuple[Callable[[], memoryview], Callable[[], Moved]]
-"""A copy of this rank's own fragment of a parameter, and the move of that fragment."""
 Fetch: TypeAlias = Callable[[str, Holder, memoryview], Moved]
 """Fetches the fragment of a parameter from its holder into memory of its size."""
 
@@ -29,9 +26,6 @@ class Parts(Protocol):
 
     def holdings(self) -> tuple[dict[str, Listed], dict[str, Part]]:
         """Return the matrices of this rank's model, and its sharded parameters."""
-
-    def coverage(self) -> Coverage:
-        """Return how much of this rank's model is watched, as if it held all of it."""
 
     def has_fragment(self, parameter: str) -> bool:
         """Return whether this rank holds a fragment of a parameter."""
@@ -56,7 +50,7 @@ class Parts(Protocol):
         """
 
     def assembled(
-        self, parameters: Mapping[str, Sequence[Holder]], own: Mapping[str, Own], fetch: Fetch
+        self, parameters: Mapping[str, Sequence[Holder]], own: Mapping[str, FragmentCopy], fetch: Fetch
     ) -> AbstractContextManager[float]:
         """Assemble whole parameters, so that in this thread and block their matrices can be read."""
 

@@ -5,7 +5,7 @@ from functools import partial
 from typing import final
 
 from esdmon.isolation import Faults
-from esdmon.runtime.ranks.coordination import Answers, Plan
+from esdmon.runtime.ranks.messages import Answers, Plan
 
 _MOST_NAMED = 6  # matrices in an error
 _ASKED = "reading between scheduled steps on all ranks"

@@ -1,17 +1,17 @@
 """Define `RemoteReader`, which reads matrices and serves copies on the other ranks, as planned by rank 0."""
 
 import logging
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import final
 
 from esdmon.isolation import describe
 from esdmon.limits import Limits
-from esdmon.records import LayerReport, Report
 from esdmon.records.serialization import Plain
 from esdmon.runtime.ranks.assignments import Assigned, Assignments
 from esdmon.runtime.ranks.coordination import Coordinator
 from esdmon.runtime.ranks.parts import ShardedSource
+from esdmon.runtime.readings import Readings
 from esdmon.runtime.workers.executor import Executor
 from esdmon.runtime.workers.source import Answer
 
@@ -19,12 +19,14 @@ _log = logging.getLogger("esdmon")
 
 
 @final
-class RemoteReader:
-    """Like `ReadingPipeline`, but sends readings to rank 0 as soon as they are ready, without waiting for a step."""
+class RemoteReader(Readings):
+    """Like `ReadingPipeline`, but sends readings to rank 0 as soon as they are ready, without waiting for a step.
 
-    reports = False
+    Rank 0 assigns all readings, keeps and counts them, and makes the reports.
+    """
+
     is_idle = False
-    """Always True, since rank 0 may request a reading at each step."""
+    """Always False, since rank 0 may request a reading at each step."""
 
     def __init__(
         self, source: ShardedSource, executor: Executor, ranks: Coordinator, *, limits: Limits | None = None
@@ -36,10 +38,6 @@ class RemoteReader:
         self._assignments = Assignments(source, executor, ranks, limits=self._limits)
         self._is_lost = self._has_begun = False
         self._poll: int | None = None
-        self.latest: dict[str, LayerReport] = {}
-        """Always empty, since rank 0 keeps the readings."""
-        self.dropped = 0
-        """Always 0, since rank 0 counts."""
 
     @property
     def under_way(self) -> bool:
@@ -71,10 +69,6 @@ class RemoteReader:
         self._executor.advance(waiting=waiting)
         self._assignments.norms.send()
 
-    def leftover(self) -> tuple[str, ...]:
-        """Return no matrices, since rank 0 assigns all readings."""
-        return ()
-
     def is_poll(self, step: int) -> bool:
         """Return whether this rank polls at this step, which is not due, for an extra plan."""
         self._poll = self._assignments.polls.take(step)
@@ -95,22 +89,11 @@ class RemoteReader:
         if assigned is not None and any(each.owner == self._ranks.rank for each in assigned.plan.assignments):
             self._executor.then(partial(self._send, step, assigned))
 
-    def finished(self) -> Iterator[Report]:
-        """Yield nothing: rank 0 makes the reports."""
-        yield from ()
-
-    def give_up(self) -> None:
-        """Do nothing: rank 0 stops waiting by itself."""
-
     def close(self) -> None:
         """End the threads, let the others fetch the copies of this rank, and release the store."""
         self._executor.close()
         self._source.advance(wait=True)
         self._assignments.close(self._limits.fragment_seconds)
-
-    def state_dict(self) -> Plain:
-        """Return an empty state: rank 0 keeps it."""
-        return {}
 
     def prepare(self, _state: Plain) -> Callable[[], None]:
         """Return the function that starts again with the other ranks."""
@@ -121,7 +104,7 @@ class RemoteReader:
         for task in assigned.tasks:
             answer |= task.poll() or {}
         try:
-            self._ranks.answer(step, answer, assigned.failures, self._executor.pace)
+            self._ranks.answer(step, answer, assigned.failures, self._executor.budget.pace)
         except Exception as error:  # noqa: BLE001 -- the job may be ending
             level, self._is_lost = (logging.DEBUG if self._is_lost else logging.WARNING), True
             _log.log(

@@ -5,12 +5,12 @@ proportionally more matrices.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
-from esdmon.runtime.ranks.coordination import Assignment
 from esdmon.runtime.ranks.holdings import Entry, Holdings, Table
+from esdmon.runtime.ranks.messages import Assignment
 from esdmon.schedule.budget import Budget
 from esdmon.schedule.loads import Loads
 
@@ -34,13 +34,11 @@ class Capacities:
     """The reading capacities of all ranks; rank 0 keeps the budget of each rank, since it plans for all.
 
     Args:
-        own_pace: returns the seconds of reading of rank 0 per second of its budget.
-        advance: seconds that may be spent before they are earned.
+        budget: of rank 0.
     """
 
-    def __init__(self, own_pace: Callable[[], float], *, advance: float) -> None:
-        self._own_pace = own_pace
-        self._advance = advance
+    def __init__(self, budget: Budget) -> None:
+        self._budget = budget
         self._tables: Mapping[int, Table] = {}
         self._paces: dict[int, float] = {}
         self._credits: dict[int, float] = {}
@@ -52,16 +50,15 @@ class Capacities:
     def pace(self, rank: int) -> float:
         """Return the pace that a rank has sent; before its first answer, the pace of rank 0."""
         if not rank:
-            return self._own_pace()
+            return self._budget.pace
         has_threads = rank in self._tables and self._tables[rank].pauses
-        return self._paces.get(rank, self._own_pace()) if has_threads else 1.0
+        return self._paces.get(rank, self._budget.pace) if has_threads else 1.0
 
     def earn(self, seconds: float, at_most: float) -> None:
         """Add credit for each of the other ranks, as `Budget.earn` does for rank 0."""
         for rank in self._tables.keys() - {0}:
-            most = at_most / self.pace(rank)
             credit = self._credits.get(rank, 0.0) + seconds
-            self._credits[rank] = max(-self._advance - most, min(most, credit))
+            self._credits[rank] = self._budget.limited(credit, at_most / self.pace(rank))
 
     def answered(self, paces: Mapping[int, float], seconds: Mapping[int, float]) -> None:
         """Record the paces of ranks, and the seconds that their readings have taken."""
@@ -69,18 +66,17 @@ class Capacities:
         for rank, taken in seconds.items():
             self._credits[rank] = self._credits.get(rank, 0.0) - taken / self.pace(rank)
 
-    def reads(self, budget: Budget, under_way: Mapping[int, float], *, ahead: float) -> dict[int, Reads]:
+    def reads(self, under_way: Mapping[int, float], *, ahead: float) -> dict[int, Reads]:
         """Return the current reading capacity of each rank.
 
         Args:
-            budget: budget of rank 0.
             under_way: expected seconds of unfinished readings, by rank.
             ahead: seconds of credit that each rank will have earned.
         """
         reads = {}
         for rank in self._tables.keys() | {0}:
             own = self._credits.get(rank, 0.0) if rank else None
-            credit = budget.credit_at(self.pace(rank), ahead=ahead, credit=own) - under_way.get(rank, 0.0)
+            credit = self._budget.credit_at(self.pace(rank), ahead=ahead, credit=own) - under_way.get(rank, 0.0)
             copies = rank in self._tables and self._tables[rank].copies
             reads[rank] = Reads(self.pace(rank), credit, copies=copies)
         return reads

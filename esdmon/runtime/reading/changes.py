@@ -26,12 +26,13 @@ class ChangeLog:
 
     def parameters(self, before: Collection[str], now: Collection[str], coverage: Coverage) -> None:
         """Log that the model has other parameters than before, given the names of its matrices."""
-        new, lost = ([name for name in names if name not in others] for names, others in ((now, before), (before, now)))
+        new = [name for name in now if name not in before]
+        lost = [name for name in before if name not in now]
         changes = {"read from now on": named(new), "not read any more": named(lost)}
         what = "; ".join(f"{names}: {change}" for change, names in changes.items() if names)
         is_first_loss = bool(lost) and not self._losses
         _log.log(
-            logging.WARNING if is_first_loss else _level(self._parameters, logging.INFO),
+            logging.WARNING if is_first_loss else _level(self._parameters),
             "esdmon: the parameters of the model have changed (%s): %s",
             what or "the same matrices, of other parameters",
             "\n".join(coverage.lines),
@@ -45,7 +46,7 @@ class ChangeLog:
         frozen = named(name for name in names if name in before and name not in now)
         if thawed or frozen:
             _log.log(
-                _level(self._flips, logging.INFO),
+                _level(self._flips),
                 "esdmon: requires_grad of weights has changed: now trainable: %s; now frozen: %s. Frozen weights "
                 "are read again only if they move.",
                 thawed or "none",
@@ -54,5 +55,5 @@ class ChangeLog:
             self._flips += 1
 
 
-def _level(logged: int, level: int) -> int:
-    return logging.DEBUG if logged >= _MAX_WARNINGS else level
+def _level(logged: int) -> int:
+    return logging.DEBUG if logged >= _MAX_WARNINGS else logging.INFO

@@ -6,13 +6,13 @@ from functools import partial
 from typing import final
 
 from esdmon.runtime.reading.measuring import Measuring
+from esdmon.runtime.reading.options import ReadingOptions
 from esdmon.runtime.workers.job import WorkerJob
 from esdmon.runtime.workers.measured import Measured, measure
-from esdmon.runtime.workers.processes import Processes
 from esdmon.spectrum import Spectrum
 from esdmon.spectrum.arrays import Floats
 from esdmon.spectrum.recent_laws import RecentLaws
-from esdmon.weights import Matrix, Solver, export, read_spectrum
+from esdmon.weights import Matrix, check_precision, export, read_spectrum
 
 
 @final
@@ -21,23 +21,17 @@ class Computing:
 
     Args:
         measuring: determines the optional parts of spectra, and the measures that a worker process computes.
-        precision: "auto" or "exact".
-        solver: computes eigenvalues in this process.
-        processes: worker processes, used instead of this process if possible; None for none.
+        options: precision and solver, and the processes that compute instead of this one if possible.
+
+    Raises:
+        InputError: for an unknown precision.
     """
 
-    def __init__(
-        self,
-        measuring: Measuring,
-        *,
-        precision: str,
-        solver: Solver,
-        processes: Processes | None,
-    ) -> None:
+    def __init__(self, measuring: Measuring, options: ReadingOptions) -> None:
         self._measuring = measuring
-        self._precision = precision
-        self._solver = solver
-        self._processes = processes
+        self._precision = check_precision(options.precision)
+        self._solver = options.solver
+        self._processes = options.processes
         self._laws: defaultdict[str, RecentLaws] = defaultdict(RecentLaws)
         self._directions: dict[str, Floats] = {}
         self.reads_directions = "directions" in measuring.needs

@@ -15,10 +15,9 @@ from typing import final
 import torch
 from torch import Tensor
 
-from esdmon.records import Coverage
-from esdmon.runtime.ranks.fragment_exchange import Moved
+from esdmon.runtime.ranks.fragment_exchange import FragmentCopy, Moved
 from esdmon.runtime.ranks.holdings import Holder, Listed, Part
-from esdmon.runtime.ranks.parts import Fetch, Own, Squares
+from esdmon.runtime.ranks.parts import Fetch, Squares
 from esdmon.runtime.reading.watched_model import WatchedModel
 from esdmon.weights import (
     Matrix,
@@ -65,22 +64,20 @@ class LocalParts:
 
     def holdings(self) -> tuple[dict[str, Listed], dict[str, Part]]:
         """Return the matrices of this rank's model, and its sharded parameters."""
-        matrices, parts = {}, {}
+        matrices: dict[str, Listed] = {}
         self._shards = {}
         for name, matrix in self._model.matrices.items():
-            size = 0 if matrix.detail else _size(matrix)
-            if not matrix.shards or matrix.unreadable:
-                matrices[name] = Listed(nominal_seconds(matrix), (), _content(_sample(matrix)), size, _side(matrix))
-                continue
-            matrices[name] = Listed(nominal_seconds(matrix), matrix.parameter_names, "", size, _side(matrix))
-            for parameter, pair in zip(matrix.parameter_names, matrix.shards, strict=True):
-                self._shards[parameter] = pair
-                parts[parameter] = _part(pair[1])
-        return matrices, parts
-
-    def coverage(self) -> Coverage:
-        """Return how much of this rank's model is watched, as if it held all of it."""
-        return self._model.coverage
+            is_sharded = bool(matrix.shards) and not matrix.unreadable
+            matrices[name] = Listed(
+                nominal_seconds(matrix),
+                parameters=matrix.parameter_names if is_sharded else (),
+                content="" if is_sharded else _content(_sample(matrix)),
+                size=0 if matrix.detail else _size(matrix),
+                side=_side(matrix),
+            )
+            if is_sharded:
+                self._shards |= zip(matrix.parameter_names, matrix.shards, strict=True)
+        return matrices, {parameter: _part(shard) for parameter, (_, shard) in self._shards.items()}
 
     def has_fragment(self, parameter: str) -> bool:
         """Return whether this rank holds a fragment of a parameter."""
@@ -138,7 +135,7 @@ class LocalParts:
 
     @contextmanager
     def assembled(
-        self, parameters: Mapping[str, Sequence[Holder]], own: Mapping[str, Own], fetch: Fetch
+        self, parameters: Mapping[str, Sequence[Holder]], own: Mapping[str, FragmentCopy], fetch: Fetch
     ) -> Iterator[float]:
         """Put whole parameters together, so that in this thread and block their matrices can be read.
 
@@ -166,7 +163,7 @@ class LocalParts:
         finally:
             whole.clear()
 
-    def _place(self, name: str, whole: Tensor, holder: Holder, own: Own | None, fetch: Fetch) -> Moved:
+    def _place(self, name: str, whole: Tensor, holder: Holder, own: FragmentCopy | None, fetch: Fetch) -> Moved:
         """Write one fragment to its place."""
         shard = self._shards[name][1]
         target = part_of(whole.view(shard.box_shape), holder.fragment)

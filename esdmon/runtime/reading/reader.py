@@ -17,26 +17,21 @@ from esdmon.runtime.reading.gpu_solver import GpuSolver
 from esdmon.runtime.reading.held_parameters import HeldParameters
 from esdmon.runtime.reading.local_parts import LocalParts
 from esdmon.runtime.reading.measuring import Measuring
+from esdmon.runtime.reading.options import ReadingOptions
 from esdmon.runtime.reading.records import ReadingRecords
 from esdmon.runtime.reading.watched_model import WatchedModel
-from esdmon.runtime.workers.processes import Processes
 from esdmon.runtime.workers.source import Ratio, unknown
 from esdmon.schedule.step_sample import StepSample
-from esdmon.spectrum import Measure
 from esdmon.weights import (
     Drift,
     Matrix,
     Model,
     Screener,
-    Selection,
-    Solver,
     StepSampler,
     TrainingViews,
     Transfers,
-    check_precision,
     discover,
     snapshot,
-    solve_torch,
 )
 
 
@@ -47,16 +42,11 @@ class Reader:
     Args:
         model: a module, or a mapping of names to tensors.
         plugins: extract matrices of unknown modules, and name the owners of measures.
-        measures: computed for each spectrum.
-        selection: which matrices are read; None for the default.
-        reference: another state of the model: the difference from it is read.
-        precision: "auto" or "exact".
+        options: what is read, and how.
         optimizers: the optimizers whose parameters are recorded.
         faults: counts readings and measures that fail; None for a model that is read once.
         drift: measures how far weights have moved; None for a model that is read once.
-        solver: computes eigenvalues.
         transfers: copy tensors from an accelerator to the CPU.
-        processes: finish the readings of copies; None for the calling thread.
 
     Raises:
         InputError: for a model that cannot be read, or without matrices.
@@ -66,17 +56,12 @@ class Reader:
         self,
         model: Model,
         plugins: Plugins,
+        options: ReadingOptions,
         *,
-        measures: Sequence[Measure],
-        selection: Selection | None = None,
-        reference: Model | None = None,
-        precision: str = "auto",
         optimizers: Sequence[Optimizer] = (),
         faults: Faults | None = None,
         drift: Drift | None = None,
-        solver: Solver = solve_torch,
         transfers: Transfers | None = None,
-        processes: Processes | None = None,
     ) -> None:
         self._views = TrainingViews(optimizers)
         self.model = WatchedModel(
@@ -84,8 +69,8 @@ class Reader:
             partial(
                 discover,
                 model,
-                selection=selection,
-                reference=reference,
+                selection=options.selection,
+                reference=options.reference,
                 extractor=plugins.extract,
                 materializer=plugins.materialize,
                 views=None if drift is None else self._views.of,
@@ -94,18 +79,18 @@ class Reader:
         )
         self.held = HeldParameters(optimizers)
         self._faults = faults or Faults(during="reading")
-        self._measuring = Measuring(measures, plugins, self._faults, follows=drift is not None)
-        self._computing = Computing(
-            self._measuring, precision=check_precision(precision), solver=solver, processes=processes
-        )
-        self._transfers = transfers or Transfers()
+        self._measuring = Measuring(options.measures, plugins, self._faults, follows=drift is not None)
+        self._computing = Computing(self._measuring, options)
+        self.transfers = transfers or Transfers()
+        """Copy tensors from an accelerator."""
         self._drift = drift
-        self.steps = StepSampler(self._transfers)
+        self.steps = StepSampler(self.transfers)
         """Samples the weights around single steps."""
-        self._screener = Screener(self._transfers)
+        self._screener = Screener(self.transfers)
         self._records = ReadingRecords(self.model, self.held, self.steps, self._measuring, self._faults)
-        self._parts = LocalParts(self.model, self._transfers)
-        self.gpu = GpuSolver(self._transfers, self._faults)
+        self.parts = LocalParts(self.model, self.transfers)
+        """The parts that this rank holds of a model that is sharded over the ranks of a job."""
+        self.gpu = GpuSolver(self.transfers, self._faults)
         self._adapt()
         for name in self.model.matrices:
             if self.is_trainable(name):
@@ -133,11 +118,6 @@ class Reader:
         return tuple(self.model.matrices.values())
 
     @property
-    def parts(self) -> LocalParts:
-        """Return the parts that this rank holds of a model that is sharded over the ranks of a job."""
-        return self._parts
-
-    @property
     def strict(self) -> bool:
         """Return whether errors are raised."""
         return self._faults.strict
@@ -149,11 +129,11 @@ class Reader:
     @property
     def is_idle(self) -> bool:
         """Return whether no copy from an accelerator is under way."""
-        return self._transfers.is_idle
+        return self.transfers.is_idle
 
     def advance(self, *, wait: bool = False) -> None:
         """Check which copies have arrived from an accelerator; with `wait` wait for all of them."""
-        self._transfers.advance(wait=wait)
+        self.transfers.advance(wait=wait)
 
     def refresh(self) -> bool:
         """Find the matrices again if the model has other parameters than before; return whether they have changed.
@@ -241,7 +221,7 @@ class Reader:
         matrix, with_reference = self.model.matrices[name], self._computing.reads_directions
 
         def prepare(begun: LayerReport) -> Callable[[], LayerReport]:
-            source = snapshot(matrix, self._transfers, with_reference=with_reference) if copy else matrix
+            source = snapshot(matrix, self.transfers, with_reference=with_reference) if copy else matrix
             return partial(self._records.finish, partial(self._computing.measure, source, begun.kind), begun, moved)
 
         return self._records.begin(matrix, step, prepare)

@@ -81,7 +81,7 @@ class WatchedModel:
         """
         if not isinstance(self._model, nn.Module):
             return False
-        now, before = structure(self._model), list(self.matrices)
+        now, before = structure(self._model), dict.fromkeys(self.matrices)
         if now == self._structure:
             has_changed = self._retry()
             self._compare_trainable(before)

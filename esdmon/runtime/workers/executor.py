@@ -10,7 +10,6 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, Literal, TypeAlias, final, get_args
 
@@ -21,7 +20,7 @@ from esdmon.runtime.workers.at_exit import join_at_exit
 from esdmon.runtime.workers.processes import Processes
 from esdmon.runtime.workers.source import Answer, Ratio, Source, Task
 from esdmon.runtime.workers.threads import Threads
-from esdmon.schedule.budget import Budget, Cost
+from esdmon.schedule.budget import Budget
 from esdmon.schedule.workers import Workers
 
 Mode: TypeAlias = Literal["sync", "thread", "process", "device"]
@@ -58,7 +57,8 @@ class Executor:
         processes: Processes | None = None,
     ) -> None:
         self._source = source
-        self._budget = budget
+        self.budget = budget
+        """Is charged with the time of the readings."""
         self._memory = memory
         self._prepare = prepare
         self._workers = workers
@@ -88,11 +88,6 @@ class Executor:
         return bool(self.on_device) or (self._workers is not None and self._workers.count > 0)
 
     @property
-    def pace(self) -> float:
-        """Return the seconds of reading for each second of the budget."""
-        return self._budget.pace
-
-    @property
     def pauses(self) -> bool:
         """Return whether there are times at which free threads begin no reading."""
         return self._workers is not None
@@ -111,17 +106,13 @@ class Executor:
         if self._workers is not None and waiting:
             self._workers.wait()
         elif self._workers is not None:
-            self._budget.lose(self._workers.step(is_busy=self._threads is not None and self._threads.running > 0))
+            self.budget.lose(self._workers.step(is_busy=self._threads is not None and self._threads.running > 0))
         if self._threads is not None:
             self._threads.wake()
 
-    def measured(self) -> AbstractContextManager[Cost]:
-        """Measure the cost of a block, without charging it."""
-        return self._budget.measured()
-
     def has_room(self, name: str) -> bool:
         """Return whether a copy of this matrix may be queued; if the queue is empty, any copy may."""
-        if self.on_the_spot or (name in self.on_device and self._budget.share is None):
+        if self.on_the_spot or (name in self.on_device and self.budget.share is None):
             return True
         waiting = self._unfinished()
         return not waiting or sum(size for _, size in waiting) + self._source.size(name) <= self._memory
@@ -129,7 +120,7 @@ class Executor:
     def begin(self, name: str, step: int, *, moved: Ratio) -> Task:
         """Begin a reading of a matrix, which has moved by ‖ΔW‖/‖W‖ = `moved()` since the reading before."""
         if self.on_the_spot:
-            with self._budget.measured() as cost:
+            with self.budget.measured() as cost:
                 layer = self._source.begin(name, step, moved=moved, copy=False)()
             answer: Answer = {name: (layer, cost.seconds)}
             return Task((name,), lambda: answer, lambda: answer)
@@ -143,7 +134,7 @@ class Executor:
         """Compute eigenvalues on the GPU; return a function that finishes the reading, or None, and the seconds."""
         if self._workers is not None:
             self._workers.drop()
-        with self._budget.measured() as cost:
+        with self.budget.measured() as cost:
             finish = self._source.solve(name, step, moved=moved)
         return finish, 0.0 if finish is None else cost.seconds
 
@@ -205,7 +196,7 @@ class Executor:
         else:  # such as SystemExit, raised in the thread from outside
             why = f"the worker was stopped: {describe(error)}"
             answer = {name: (LayerReport(name, "failed", step, why), 0.0) for name in names}
-        self._budget.read(sum(seconds for _, seconds in answer.values()))
+        self.budget.read(sum(seconds for _, seconds in answer.values()))
         return {name: (layer, seconds + in_hook) for name, (layer, seconds) in answer.items()}
 
 

@@ -43,7 +43,7 @@ class Threads:
         self._jobs: deque[_Job] = deque()
         self._changed = Condition()
         self._threads: dict[Thread, list[_Job]] = {}
-        """Each thread with its running job, or None."""
+        """Each thread with its running job, or with none."""
         self._is_closed = False
 
     @property
@@ -52,23 +52,41 @@ class Threads:
         return sum(map(len, tuple(self._threads.values())))
 
     def submit(self, run: Callable[[], Any], *, alone: bool = False) -> Future[Any]:
-        """Queue a job; an `alone` job begins when all earlier ones are finished, and no other job runs beside it."""
-        future: Future[Any] = Future()
+        """Queue a job; an `alone` job begins when all earlier ones are finished, and no other job runs beside it.
+
+        Raises:
+            RuntimeError: if there is no thread, and none can be started.
+        """
+        job = _Job(Future(), run, alone)
         with self._changed:
-            self._jobs.append(_Job(future, run, alone))
-        self.wake()
-        return future
+            self._jobs.append(job)
+        try:
+            self.wake()
+        except RuntimeError:
+            with self._changed:
+                self._jobs.remove(job)
+            raise
+        return job.future
 
     def wake(self) -> None:
-        """Begin allowed jobs; called at each training step, so that threads without a job can sleep."""
+        """Begin allowed jobs; called at each training step, so that threads without a job can sleep.
+
+        Raises:
+            RuntimeError: if there is no thread, and none can be started.
+        """
         if not self._jobs:
             return
         with self._changed:
             while len(self._threads) < min(self._allowed(), self.running + len(self._jobs)):
                 own: list[_Job] = []
                 thread = Thread(target=self._work, args=(own,), name=f"esdmon-{len(self._threads)}", daemon=True)
-                self._threads[thread] = own
-                thread.start()
+                try:
+                    thread.start()
+                except RuntimeError:  # such as at the limit of a control group
+                    if not self._threads:
+                        raise
+                    break
+                self._threads[thread] = own  # not before; the thread waits for the lock
             self._changed.notify_all()
 
     def close(self) -> None:

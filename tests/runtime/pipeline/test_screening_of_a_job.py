@@ -115,3 +115,13 @@ def test_a_change_in_the_part_of_another_rank_brings_the_reading_forward(norm: f
     run.job.sent = [JobScreening(20, ["W"], (Screened("W", 30, norm, math.nan, math.nan, N=20),), 0.01, 0.01)]
     run.due(30, **latest)
     assert run.turns.choose(30, 1.0) == ["W"]
+
+
+def test_each_screened_matrix_is_looked_up_and_not_searched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At each report: with 5000 matrices a search for each took a fifth of a second of the training."""
+    run = Watched("V", "W", seconds=1000, seconds_of_a_norm=0.01)
+    found = tuple(Screened(name, 20, 5.0, math.nan, math.nan, N=20) for name in ("V", "gone"))
+    run.job.sent = [JobScreening(20, ["V", "gone"], found, 0.01, 0.01)]
+    with monkeypatch.context() as patched:
+        patched.delattr(ReadPriority, "names")
+        assert [each.name for each in run.screening.as_of(20, {})] == ["V"]

@@ -15,6 +15,7 @@ import esdmon
 from esdmon.options import WatchOptions
 from esdmon.records import LayerReport, Report
 from esdmon.runtime.ranks.fragment_exchange import FragmentExchange
+from esdmon.runtime.reading.options import ReadingOptions
 from esdmon.runtime.reading.reader import Reader
 from esdmon.sinks import MemorySink
 from esdmon.weights import Selection
@@ -44,8 +45,8 @@ def reading_of(whole: nn.Module, state: dict[str, Tensor]) -> Report:
     """What `watch()` would read of a model in one piece."""
     whole.load_state_dict(state)
     options = WatchOptions.from_keywords({"every": 1}, besides=("model", "optimizer", "hook", "first_step"))
-    selection = Selection(getattr(whole, "layers", None))
-    reader = Reader(whole, options.known, measures=options.chosen_measures, selection=selection)
+    reading = ReadingOptions(options.chosen_measures, selection=Selection(getattr(whole, "layers", None)))
+    reader = Reader(whole, options.known, reading)
     return reader.report(0, [reader.read_one(matrix.name, 0) for matrix in reader.matrices], 0.0)
 
 

@@ -10,10 +10,9 @@ import pytest
 from esdmon.limits import Limits
 from esdmon.records import LayerReport
 from esdmon.runtime.ranks.assignments import Assignments
-from esdmon.runtime.ranks.coordination import Assignment, Plan, Role
-from esdmon.runtime.ranks.fragment_exchange import FragmentExchange, Moved
+from esdmon.runtime.ranks.fragment_exchange import FragmentCopy, FragmentExchange, Moved
 from esdmon.runtime.ranks.holdings import Holder
-from esdmon.runtime.ranks.parts import Own
+from esdmon.runtime.ranks.messages import Assignment, Plan, Role
 from esdmon.runtime.workers.source import Answer
 from esdmon.schedule.budget import Budget
 
@@ -59,7 +58,7 @@ class Broken(Held):
         raise ValueError("is freed")
 
     @contextmanager
-    def assembled(self, _parameters: Any, own: Mapping[str, Own], _fetch: Any) -> Iterator[float]:
+    def assembled(self, _parameters: Any, own: Mapping[str, FragmentCopy], _fetch: Any) -> Iterator[float]:
         own["parameter"][0]()
         yield 0.5
 
@@ -80,7 +79,7 @@ class Later:
     """An executor whose threads have other things to do."""
 
     clock = staticmethod(time.perf_counter)
-    measured = Budget(None).measured
+    budget = Budget(None)
 
     def __init__(self) -> None:
         self.jobs: list[Callable[[], Answer]] = []

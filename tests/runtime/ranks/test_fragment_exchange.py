@@ -1,10 +1,13 @@
 """Copies that other ranks fetch: each link fails alone, and only ranks of the job are answered."""
 
+import os
+import resource
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 
 import pytest
 
@@ -40,7 +43,7 @@ def fetch(address: str, key: str = "a", size: int = 3, *, token: bytes = TOKEN, 
 def test_a_copy_is_fetched_once(holder: tuple[FragmentExchange, str]) -> None:
     """And then forgotten."""
     exchange, address = holder
-    exchange.keep("a", copy_of(b"abc"), 3, lambda: MOVED, owner=1)
+    exchange.keep("a", (copy_of(b"abc"), lambda: MOVED), 3, owner=1)
     assert fetch(address) == b"abc"
     assert (exchange.n_kept, exchange.kept_bytes, exchange.peak_bytes) == (0, 0, 3)
     with pytest.raises(PeerError, match="rank 1 has no copy of this step") as caught:
@@ -51,7 +54,7 @@ def test_a_copy_is_fetched_once(holder: tuple[FragmentExchange, str]) -> None:
 def test_a_copy_that_comes_later_is_waited_for(holder: tuple[FragmentExchange, str]) -> None:
     """The owner may be ahead of the rank that holds the fragment."""
     exchange, address = holder
-    timer = threading.Timer(0.05, exchange.keep, ["a", copy_of(b"abc"), 3, lambda: MOVED], {"owner": 1})
+    timer = threading.Timer(0.05, exchange.keep, ["a", (copy_of(b"abc"), lambda: MOVED), 3], {"owner": 1})
     timer.start()
     assert fetch(address, wait=20) == b"abc"
 
@@ -67,7 +70,7 @@ def test_an_error_is_said_in_the_place_of_the_copy(holder: tuple[FragmentExchang
 def test_who_does_not_know_the_token_gets_nothing(holder: tuple[FragmentExchange, str]) -> None:
     """The copy stays for who does."""
     exchange, address = holder
-    exchange.keep("a", copy_of(b"abc"), 3, lambda: MOVED, owner=1)
+    exchange.keep("a", (copy_of(b"abc"), lambda: MOVED), 3, owner=1)
     with pytest.raises(PeerError, match="rank 1 cannot be reached: the connection was closed"):
         fetch(address, token=b"a guess")
     assert fetch(address) == b"abc"
@@ -77,7 +80,7 @@ def test_who_does_not_know_the_token_gets_nothing(holder: tuple[FragmentExchange
 def test_a_port_scan_changes_nothing(junk: bytes, holder: tuple[FragmentExchange, str]) -> None:
     """Garbage is not answered."""
     exchange, address = holder
-    exchange.keep("a", copy_of(b"abc"), 3, lambda: MOVED, owner=1)
+    exchange.keep("a", (copy_of(b"abc"), lambda: MOVED), 3, owner=1)
     host, port = address.split()
     with socket.create_connection((host, int(port)), timeout=5) as link:
         link.sendall(junk)
@@ -90,7 +93,7 @@ def test_a_port_scan_changes_nothing(junk: bytes, holder: tuple[FragmentExchange
 def test_a_copy_of_another_size_is_refused(holder: tuple[FragmentExchange, str]) -> None:
     """The shape of the parameter may have changed."""
     exchange, address = holder
-    exchange.keep("a", copy_of(b"abcd"), 4, lambda: MOVED, owner=1)
+    exchange.keep("a", (copy_of(b"abcd"), lambda: MOVED), 4, owner=1)
     with pytest.raises(PeerError, match="rank 1 sent 4 bytes, expected 3"):
         fetch(address)
 
@@ -98,8 +101,8 @@ def test_a_copy_of_another_size_is_refused(holder: tuple[FragmentExchange, str])
 def test_the_bytes_that_are_kept_are_bounded(holder: tuple[FragmentExchange, str]) -> None:
     """One that is larger than the bound is kept alone."""
     exchange, address = holder
-    exchange.keep("a", copy_of(bytes(2000)), 2000, lambda: MOVED, owner=1)
-    exchange.keep("b", copy_of(b"abc"), 3, lambda: MOVED, owner=1)
+    exchange.keep("a", (copy_of(bytes(2000)), lambda: MOVED), 2000, owner=1)
+    exchange.keep("b", (copy_of(b"abc"), lambda: MOVED), 3, owner=1)
     with pytest.raises(PeerError, match="rank 1 has no memory for it"):
         fetch(address, "b")
     assert exchange.peak_bytes == 2000
@@ -145,7 +148,7 @@ def test_a_rank_that_dies_in_the_middle() -> None:
 def test_closing_waits_until_the_copies_are_fetched(holder: tuple[FragmentExchange, str]) -> None:
     """Else the last readings of a run would be lost."""
     exchange, address = holder
-    exchange.keep("a", copy_of(b"abc"), 3, lambda: MOVED, owner=1)
+    exchange.keep("a", (copy_of(b"abc"), lambda: MOVED), 3, owner=1)
     timer = threading.Timer(0.05, fetch, [address])
     timer.start()
     exchange.drain(20, set)
@@ -156,9 +159,55 @@ def test_closing_waits_until_the_copies_are_fetched(holder: tuple[FragmentExchan
 def test_closing_does_not_wait_for_ranks_that_have_closed(holder: tuple[FragmentExchange, str]) -> None:
     """As after Ctrl-C, where one rank was a step ahead: they fetch nothing more."""
     exchange, _ = holder
-    exchange.keep("a", copy_of(b"abc"), 3, lambda: MOVED, owner=1)
-    exchange.keep("b", copy_of(b"abc"), 3, lambda: MOVED, owner=2)
+    exchange.keep("a", (copy_of(b"abc"), lambda: MOVED), 3, owner=1)
+    exchange.keep("b", (copy_of(b"abc"), lambda: MOVED), 3, owner=2)
     looks = iter([set(), {1}, {1, 2}])
     exchange.drain(20, lambda: next(looks))
     assert list(looks) == []
     assert exchange.n_kept == 2
+
+
+@contextmanager
+def without_descriptors() -> Iterator[socket.socket]:
+    """Let this process open no further file, and yield a socket that was made before."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with socket.socket() as client, ExitStack() as files:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (client.fileno() + 1, limits[1]))
+        try:
+            with suppress(OSError):
+                while True:
+                    files.enter_context(Path(os.devnull).open("rb"))
+            yield client
+        finally:
+            files.close()
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_a_rank_serves_again_once_it_has_a_descriptor(holder: tuple[FragmentExchange, str]) -> None:
+    """The loader of the training's data may have all of them for a moment; the rank was not asked again then."""
+    exchange, address = holder
+    exchange.keep("a", (copy_of(b"abc"), lambda: MOVED), 3, owner=1)
+    host, port = address.split()
+    with without_descriptors() as client:
+        client.connect((host, int(port)))
+        client.settimeout(0.2)
+        with suppress(OSError):
+            client.recv(1)
+    assert fetch(address, wait=5) == b"abc"
+
+
+def test_a_rank_serves_again_once_it_can_start_a_thread(
+    holder: tuple[FragmentExchange, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A control group may limit them."""
+    exchange, address = holder
+    exchange.keep("a", (copy_of(b"abc"), lambda: MOVED), 3, owner=1)
+
+    def refuse(_thread: threading.Thread) -> None:
+        monkeypatch.undo()
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(PeerError, match="rank 1 "):
+        fetch(address)
+    assert fetch(address, wait=5) == b"abc"

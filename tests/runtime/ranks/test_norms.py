@@ -13,8 +13,9 @@ from torch import distributed, linalg, nn
 import esdmon
 from esdmon.records import Screened
 from esdmon.runtime.pipeline import screening
-from esdmon.runtime.ranks.coordination import Coordinator, Plan
+from esdmon.runtime.ranks.coordination import Coordinator
 from esdmon.runtime.ranks.holdings import Entry, Holder, Holdings
+from esdmon.runtime.ranks.messages import Plan
 from esdmon.runtime.ranks.norms import JobNorms, OwnNorms
 from esdmon.runtime.ranks.parts import Squares
 from esdmon.schedule import priority
@@ -212,7 +213,7 @@ class Job:
         self.sources = [Source(clock, V=9.0, W=1.0), Source(clock, own_V=7.0, own_W=3.0)]
         self.sources[1].norms_of = {"own_U": 5.0, "own_T": 6.0}
         pairs: Any = zip(self.sources, self.ranks, strict=True)
-        self.own = [OwnNorms(source, ranks, budget.measured) for source, ranks in pairs]
+        self.own = [OwnNorms(source, ranks, budget) for source, ranks in pairs]
         self.norms = JobNorms(self.ranks[0])
         holders = tuple(Holder(rank, Fragment((rank, 0), (1, 2)), "") for rank in range(2))
         entries = {name: Entry(1.0, (name.lower(),), (0, 1), side=side) for name, side in (("V", 20), ("W", 30))}

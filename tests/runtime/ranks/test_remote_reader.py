@@ -6,8 +6,8 @@ from typing import Any
 
 from esdmon.limits import Limits
 from esdmon.records import Coverage, LayerReport, Screened
-from esdmon.runtime.ranks.coordination import Assignment, Plan, Role
 from esdmon.runtime.ranks.holdings import Holder
+from esdmon.runtime.ranks.messages import Assignment, Plan, Role
 from esdmon.runtime.ranks.remote_reader import RemoteReader
 from esdmon.runtime.workers.executor import Executor
 from esdmon.schedule.budget import Budget
@@ -23,9 +23,6 @@ class Parts:
 
     def holdings(self) -> Any:
         return {}, {}
-
-    def coverage(self) -> Coverage:
-        return Coverage(0, 0)
 
 
 class Source:

@@ -15,7 +15,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import esdmon
-from esdmon.runtime.ranks.coordination import Coordinator, Role
+from esdmon.runtime.ranks.coordination import Coordinator
+from esdmon.runtime.ranks.messages import Role
 from esdmon.runtime.ranks.requests import Requests
 from tests.ranks import results_in, start
 

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import esdmon
 from esdmon.plugins import Plugins
 from esdmon.runtime.pipeline.planning import Planning
+from esdmon.runtime.reading.options import ReadingOptions
 from esdmon.runtime.reading.reader import Reader
 from esdmon.sinks import MemorySink
 from esdmon.weights import Drift, Sending, Transfers
@@ -201,7 +202,7 @@ def test_what_the_hook_does_with_cuda_tensors_waits_for_nothing(dtype: torch.dty
             shape = module.get_parameter("weight").shape
             module.weight = nn.Parameter(torch.empty(shape, device="cuda", dtype=dtype))
         transfers = Transfers({"cuda": device})
-        reader = Reader(model, Plugins(()), measures=(), drift=Drift(transfers), transfers=transfers)
+        reader = Reader(model, Plugins(()), ReadingOptions(()), drift=Drift(transfers), transfers=transfers)
         assert reader.model.on_accelerator
         assert len(device.sent) == 3
         for step in (1, 2):

@@ -22,6 +22,7 @@ from esdmon.errors import InputError
 from esdmon.options import choose_measures
 from esdmon.plugins import Plugins
 from esdmon.runtime.reading import pool as pools
+from esdmon.runtime.reading.options import ReadingOptions
 from esdmon.runtime.reading.pool import Pool
 from esdmon.runtime.reading.reader import Reader
 from esdmon.runtime.workers import worker as worker_module
@@ -46,14 +47,8 @@ def weights(seed: int = 0) -> dict[str, Tensor]:
 
 def reader_of(model: Any, pool: Pool, *, measures: Any = "default", plugins: Any = (), **options: Any) -> Reader:
     plugins = Plugins(plugins)
-    return Reader(
-        model,
-        plugins,
-        measures=choose_measures(measures, plugins.measures),
-        solver=solve_lapack,
-        processes=pool.processes,
-        **options,
-    )
+    reading = ReadingOptions(choose_measures(measures, plugins.measures), solver=solve_lapack, processes=pool.processes)
+    return Reader(model, plugins, reading, **options)
 
 
 def test_processes_read_what_this_one_reads(pids: Pids, tmp_path: Path) -> None:

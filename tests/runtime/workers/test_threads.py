@@ -157,3 +157,35 @@ def test_an_exception_from_outside_loses_no_job() -> None:
         assert isinstance(future.exception(), SystemExit) or future.result() == str(number)
     threads.join(_LONG)
     assert threads.running == 0
+
+
+def refuse_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the next start of a thread fail, as where a control group limits their number."""
+    start = threading.Thread.start
+
+    def refuse(_thread: threading.Thread) -> None:
+        monkeypatch.setattr(threading.Thread, "start", start)
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+
+
+def test_jobs_run_again_once_a_thread_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The job for which there was none is refused, as its reading is then read again, and must not be read twice."""
+    threads, done = Threads(), list[str]()
+    refuse_one_thread(monkeypatch)
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        threads.submit(lambda: done.append("first"))
+    threads.submit(lambda: done.append("second")).result(timeout=_LONG)
+    threads.close()
+    assert done == ["second"]
+
+
+def test_a_job_waits_for_a_running_thread_where_no_other_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads, gate = Threads(allowed=lambda: 2), threading.Event()
+    first = threads.submit(lambda: gate.wait(_LONG))
+    refuse_one_thread(monkeypatch)
+    second = threads.submit(lambda: "done")
+    gate.set()
+    assert (first.result(timeout=_LONG), second.result(timeout=_LONG)) == (True, "done")
+    threads.close()
