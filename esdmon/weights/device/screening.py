@@ -7,10 +7,9 @@ an accelerator all operations are queued behind the training's own kernels, and 
 """
 
 import math
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple, final
 
 import torch
@@ -177,7 +176,7 @@ def _screened(tall: Tensor, start: Tensor, steps: int) -> tuple[Tensor, Tensor]:
         steps: number of vectors.
     """
     dtype = start.dtype
-    parts = _parts(tall, dtype)
+    blocks = _blocks(tall, dtype)
     squares: list[Tensor] = []
     quotients: list[Tensor] = []
     lengths: list[Tensor] = []
@@ -186,7 +185,8 @@ def _screened(tall: Tensor, start: Tensor, steps: int) -> tuple[Tensor, Tensor]:
     scale: Tensor | None = None
     for step in range(steps):
         image, quotient = torch.zeros_like(last), torch.zeros_like(last, dtype=torch.float64).sum(dim=(1, 2))
-        for part in parts():
+        for block in blocks:
+            part = block.to(dtype)
             if step == 0:
                 squares.append(torch.linalg.vector_norm(part, dim=-1).double().square().sum())
             product = part @ last
@@ -229,15 +229,8 @@ def _largest(quotients: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
     return vector, torch.stack((value.reshape(-1), torch.hypot(inside, outside.reshape(-1))), dim=-1)
 
 
-def _parts(tall: Tensor, dtype: torch.dtype) -> Callable[[], Iterator[Tensor]]:
-    """Return a function that yields converted blocks of rows; several only for a large weight on the CPU."""
+def _blocks(tall: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """Return blocks of rows: of a large weight on the CPU several, which each step converts; else one, converted."""
     if tall.device.type != "cpu" or tall.numel() <= _CHUNK:
-        whole = tall.to(dtype)
-        return lambda: iter((whole,))
-    rows = max(1, _CHUNK // tall[:, 0].numel())
-    return partial(_converted, torch.split(tall, rows, dim=-2), dtype)
-
-
-def _converted(parts: tuple[Tensor, ...], dtype: torch.dtype) -> Iterator[Tensor]:
-    for part in parts:
-        yield part.to(dtype)
+        return (tall.to(dtype),)
+    return torch.split(tall, max(1, _CHUNK // tall[:, 0].numel()), dim=-2)
