@@ -24,6 +24,7 @@ from esdmon import torch_private
 from esdmon.errors import InputError
 from esdmon.weights.device.cuda import uses_cuda
 from esdmon.weights.matrix import Matrix
+from esdmon.weights.validation import check_readable
 
 PRECISIONS = ("auto", "exact")
 _MATMUL_PRECISIONS = {"highest": "ieee", "high": "tf32", "medium": "bf16"}  # the older names of the newer settings
@@ -71,10 +72,15 @@ def _product_setting(device_type: str) -> str:
 
 
 def read_weight(matrix: Matrix) -> Tensor:
-    """Return the current weight, detached; one that is computed from parameters is computed in full precision."""
+    """Return the current weight, detached; one that is computed from parameters is computed in full precision.
+
+    Raises:
+        UnreadableError: for a weight that holds no numbers; see `check_readable`.
+    """
     with torch.no_grad(), _full_precision():
-        weight = matrix.read()
-    return weight.detach()
+        weight = matrix.read().detach()
+    check_readable(weight)
+    return weight
 
 
 def on_float64_device(tensor: Tensor) -> Tensor:

@@ -20,7 +20,6 @@ from esdmon.weights.device.precision import read_weight, rounds_products, withou
 from esdmon.weights.device.sample import GOLDEN_RATIO
 from esdmon.weights.device.transfers import Fetched, Transfers
 from esdmon.weights.matrix import Matrix
-from esdmon.weights.validation import check_readable
 
 STEPS = 4
 """Vectors of the Krylov space, each a pass over the weight. Our choice."""
@@ -75,7 +74,6 @@ class Screener:
             return None
         with suppress(Exception), torch.no_grad():  # the reading reports why
             weight = read_weight(matrix)
-            check_readable(weight)
             device, dtype = weight.device, _dtype(weight)
             size = weight.numel() * dtype.itemsize
             if device.type not in ("cpu", "cuda") or not self._transfers.has_room(device, size):
