@@ -102,14 +102,11 @@ def without_autocast(device_type: str) -> AbstractContextManager[object]:
 @contextmanager
 def _full_precision() -> Iterator[None]:
     device_types = _DEVICES_WITH_FLOAT64 if uses_cuda() else ("cpu",)
-    widened = any(rounds_products(device_type) for device_type in device_types)
-    with without_autocast("cpu"), without_autocast("cuda"), _products_in_float64() if widened else nullcontext():
+    products: AbstractContextManager[object] = nullcontext()
+    if any(rounds_products(device_type) for device_type in device_types):
+        products = _ProductsInFloat64()  # type: ignore[no-untyped-call]
+    with without_autocast("cpu"), without_autocast("cuda"), products:
         yield
-
-
-def _products_in_float64() -> AbstractContextManager[object]:
-    mode: AbstractContextManager[object] = _ProductsInFloat64()  # type: ignore[no-untyped-call]
-    return mode
 
 
 _PRODUCTS = {
