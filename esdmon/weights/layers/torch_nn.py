@@ -64,7 +64,7 @@ def _extract_attention(name: str, module: nn.MultiheadAttention) -> list[Matrix]
         wholes = [Matrix(f"{name}.{each}", partial(getattr, module, each), stacks.linear) for each in attributes]
     found: list[Matrix] = []
     for whole in wholes:
-        found += [whole, *heads_of(whole, size=module.head_dim)]
+        found += [whole, *heads_of(Projection(whole), size=module.head_dim)]
     projections = dict(zip("qkv", map(Projection, wholes), strict=True)) if len(wholes) == len("qkv") else {}
     projections |= output_of(name, module)
     return [*found, *products_of(name, module, projections, size=module.head_dim)]
