@@ -22,6 +22,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from esdmon.records import LayerReport, Report
 from esdmon.runtime.ranks.own_address import own_address
 from esdmon.selftest.harness import Result, explain, quiet
+from esdmon.selftest.models import faults_of
 from esdmon.sinks import MemorySink
 from esdmon.watching import watch
 
@@ -155,8 +156,7 @@ def _train(device: torch.device, spread: Callable[..., nn.Module], *, watched: b
     if monitor is None:
         return Run(losses)
     monitor.close()
-    errors = tuple(f"{fault.who}: {fault.message}" for fault in monitor.errors)
-    return Run(losses, tuple(sink.reports), tuple(norms), collectives, longest, errors)
+    return Run(losses, tuple(sink.reports), tuple(norms), collectives, longest, tuple(faults_of(monitor)))
 
 
 def _whole(tensor: Any) -> Tensor:

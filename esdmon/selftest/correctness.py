@@ -4,7 +4,7 @@ import copy
 import itertools
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -13,13 +13,12 @@ from torch import Tensor, nn
 from esdmon.analysis import analyze
 from esdmon.records import LayerReport, Report
 from esdmon.selftest.harness import Machine, Row, verdict
-from esdmon.selftest.models import DTYPES, Training, lambda_max, zoo
+from esdmon.selftest.models import DTYPES, TORN, Training, against_clones, faults_of, lambda_max, zoo
 from esdmon.sinks import MemorySink
 from esdmon.watching import watch
 from esdmon.weights import Screener, discover, sum_of_squares
 
 _STEPS = 60  # steps of the trainings that are compared bit by bit
-_TORN = 1e-5  # relative error of lambda_max above which a copy is of another step: 20 times the error of float32
 
 
 def reading(machine: Machine) -> Iterator[Row]:
@@ -48,12 +47,12 @@ def screening(machine: Machine) -> Iterator[Row]:
         frobenius, spectral = (expected[each.name][name] for name in ("frobenius_norm", "spectral_norm"))
         ratio = (each.spectral_norm / spectral) ** 2
         lowest = min(lowest, ratio)
-        if not 1 - each.residual - _TORN <= ratio <= 1 + _TORN:
+        if not 1 - each.residual - TORN <= ratio <= 1 + TORN:
             wrong.append(f"{each.name}: lambda_max is {ratio:.6f} of a reading's, residual {each.residual:.1e}")
-        if not math.isclose(each.frobenius_norm, frobenius, rel_tol=_TORN):
+        if not math.isclose(each.frobenius_norm, frobenius, rel_tol=TORN):
             wrong.append(f"{each.name}: the Frobenius norm is {each.frobenius_norm}, of a reading {frobenius}")
         norm = math.sqrt(float(squares[each.name]))
-        if not math.isclose(norm, frobenius, rel_tol=_TORN):
+        if not math.isclose(norm, frobenius, rel_tol=TORN):
             wrong.append(f"{each.name}: the sum of squares gives the Frobenius norm {norm}, a reading {frobenius}")
     if not found:
         wrong.append("nothing was screened")
@@ -69,7 +68,7 @@ def compared(report: Report, expected: Report, part: str, tolerance: float, note
         edge[each.name] = _difference(each, other, "lambda_max")
         if not alpha[each.name] <= tolerance:
             wrong.append(f"{each.name}: alpha {each.measures.get('alpha')}, on the CPU {other.measures.get('alpha')}")
-        if not edge[each.name] <= _TORN:
+        if not edge[each.name] <= TORN:
             wrong.append(f"{each.name}: lambda_max is off by {edge[each.name]:.1e}")
         if each.phase is not other.phase:
             wrong.append(f"{each.name}: {each.phase.value}, on the CPU {other.phase.value}")
@@ -145,7 +144,7 @@ def on_device(machine: Machine) -> Iterator[Row]:
                 seconds.append(time.perf_counter() - begin)
                 monitor.flush()
         part, row = str(dtype).removeprefix("torch."), None
-        wrong = [f"{fault.who}: {fault.message}" for fault in monitor.errors]
+        wrong = faults_of(monitor)
         if len(sink.reports) != len(clones):
             wrong.append(f"{len(sink.reports)} reports of {len(clones)} steps")
         for report, weights in zip(sink.reports, clones, strict=False):
@@ -176,27 +175,12 @@ def torn(machine: Machine) -> Iterator[Row]:
                 if monitor.steps % 8 == 0:  # sometimes wait for the thread, so that more steps are read
                     machine.settle()
                     time.sleep(0.05)
-        wrong, worst, count = _against_clones(sink.reports, clones)
+        wrong, worst, count = against_clones(sink.reports, clones)
         if count < 5:
             wrong.append(f"only {count} readings")
         yield verdict(wrong, f"{count} readings at steps to 40, lambda_max within {worst:.1e} of the clones'", mode)
     yield _sensitivity(base)
     yield from _unordered(machine)
-
-
-def _against_clones(reports: Iterable[Report], clones: Mapping[int, Tensor]) -> tuple[list[str], float, int]:
-    """Return the readings whose lambda_max is not that of the clone of their step, the largest error, and their number.
-
-    Args:
-        reports: reports of a model with one layer.
-        clones: clones of its weight, by step.
-    """
-    wrong, errors = [], [0.0]
-    for each in (each for report in reports for each in report.new):
-        errors.append(abs(each.measures.get("lambda_max", math.nan) / lambda_max(clones[each.step]) - 1))
-        if not errors[-1] <= _TORN:
-            wrong.append(f"step {each.step}: {each.status}, lambda_max off by {errors[-1]:.1e}")
-    return wrong, max(errors), len(errors) - 1
 
 
 def _sensitivity(base: Tensor) -> Row:
@@ -206,8 +190,8 @@ def _sensitivity(base: Tensor) -> Row:
     mixed[: len(mixed) // 100] += 1
     error = abs(lambda_max(mixed) / lambda_max(whole) - 1)
     return verdict(
-        [] if error > _TORN else ["such a tear would not be seen"],
-        f"1 % of the rows from the next step change lambda_max by {error:.1e} (limit {_TORN:g})",
+        [] if error > TORN else ["such a tear would not be seen"],
+        f"1 % of the rows from the next step change lambda_max by {error:.1e} (limit {TORN:g})",
         "control_tear",
     )
 
@@ -270,5 +254,5 @@ def _updated_on_a_side_stream(machine: Machine, part: str, *, inside: bool, mode
                 monitor.step()
                 clones[monitor.steps] = layer.weight.detach().clone()
             monitor.flush()
-    wrong, worst, count = _against_clones(sink.reports, clones)
+    wrong, worst, count = against_clones(sink.reports, clones)
     return verdict(wrong + ([] if count else ["nothing was read"]), f"{count} readings, within {worst:.1e}", part)

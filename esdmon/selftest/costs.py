@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from esdmon.runtime.workers.cpus import cores
 from esdmon.selftest.harness import Machine, Row, verdict
-from esdmon.selftest.models import mlp
+from esdmon.selftest.models import faults_of, mlp
 from esdmon.sinks import MemorySink
 from esdmon.watching import watch
 
@@ -115,19 +115,18 @@ def _step_times(
     pairs = 8 if machine.is_cuda else 4
     x = torch.randn(shape, device=machine.device)
     sink = MemorySink()
-    take, optimizers, models = {}, {}, {}
+    models, optimizers = {}, {}
     for watched in (False, True):
         torch.manual_seed(2)
-        model = models[watched] = network().to(machine.device)
-        optimizer = optimizers[watched] = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=machine.is_cuda)
-        take[watched] = partial(_step, machine, model, optimizer, x)
+        models[watched] = network().to(machine.device)
+        optimizers[watched] = torch.optim.AdamW(models[watched].parameters(), lr=1e-4, fused=machine.is_cuda)
     # One monitor for all blocks, since each monitor may spend two seconds in advance.
     monitor = watch(models[True], optimizers[True], every=steps // 2, sinks=[sink])
 
     def block(*, watched: bool) -> list[float]:
         marks = [_mark(machine)]
         for _ in range(steps):
-            take[watched]()
+            _step(machine, models[watched], optimizers[watched], x)
             marks.append(_mark(machine))
         machine.settle()
         monitor.flush()  # outside of the timed part, so that blocks without a monitor are not slowed down
@@ -152,7 +151,7 @@ def _step_times(
         f"longest {max(on):.1f} / {max(off):.1f} ms; "
         f"{len(layers)} readings, {exact} in float64; overhead {overhead:.2%} by its own count"
     )
-    wrong = [f"{fault.who}: {fault.message}" for fault in monitor.errors]
+    wrong = faults_of(monitor)
     if machine.is_cuda and low > _SLOWER:
         wrong.append(f"slower than {_SLOWER}")
     return verdict(wrong, text, part, {"ratios": ratios, "on": _tenths(on), "off": _tenths(off)})

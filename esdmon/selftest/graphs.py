@@ -8,10 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD
 
-from esdmon.isolation import Fault
 from esdmon.runtime.monitor import Monitor
 from esdmon.selftest.harness import Machine, Row, explain, verdict
-from esdmon.selftest.models import lambda_max
+from esdmon.selftest.models import against_clones, faults_of
 from esdmon.sinks import MemorySink
 from esdmon.watching import watch
 
@@ -75,20 +74,14 @@ class _Run:
 
     def check(self) -> tuple[list[str], str]:
         """Close the monitor, and return the faults of the readings, and their figures."""
-        faults: tuple[Fault, ...] = ()
+        wrong = []
         if self.monitor is not None:
             self.monitor.close()
-            faults = self.monitor.errors
-        wrong = [f"{fault.who}: {fault.message}" for fault in faults]
+            wrong = faults_of(self.monitor)
         news = [each for report in self.sink.reports for each in report.new]
         wrong += [f"step {each.step} {each.name}: {each.status}, {each.reason}" for each in news if each.status != "ok"]
-        worst = 0.0
-        for each in news:
-            if each.name == "0" and each.status == "ok":
-                error = abs(each.measures["lambda_max"] / lambda_max(self.clones[each.step]) - 1)
-                worst = max(worst, error)
-                if error > 1e-5:
-                    wrong.append(f"step {each.step}: lambda_max is off by {error:.1e}")
+        off, worst, _ = against_clones(self.sink.reports, self.clones, name="0")
+        wrong += off
         if len(news) < _DEPTH:
             wrong.append(f"only {len(news)} readings")
         seconds = self.sink.reports[0].seconds if self.sink.reports else 0.0

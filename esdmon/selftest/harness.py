@@ -10,15 +10,17 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import torch
 
+_Item = TypeVar("_Item")
+_Outcome = TypeVar("_Outcome")
 Result: TypeAlias = Literal["PASS", "FAIL", "SKIP", "INFO"]
 PROCESS_SECONDS = 180
 """Seconds after which a check in a separate process prints its stacks and exits: a deadlock, or a very slow CPU."""
@@ -116,10 +118,9 @@ def _rows(checks: Sequence[Check], machine: Machine, *, in_process: bool) -> Ite
     for apart, group in itertools.groupby(checks, lambda check: check.apart and not in_process):
         if apart:
             together = tuple(group)
-            with ThreadPoolExecutor(min(len(together), max(1, (os.cpu_count() or 1) // 4))) as pool:
-                done = pool.map(lambda check: _in_own_process(check, machine), together)
-                for check, rows in zip(together, done, strict=True):
-                    yield from ((check, row) for row in rows)
+            done = side_by_side(lambda check: _in_own_process(check, machine), together, cores=4)
+            for check, rows in zip(together, done, strict=True):
+                yield from ((check, row) for row in rows)
         else:
             for check in group:
                 yield from ((check, row) for row in _in_this_process(check, machine))
@@ -190,6 +191,12 @@ def python(*arguments: str, timeout: float) -> Ended:
         )
         return Ended(None, out, err, time.perf_counter() - begin)
     return Ended(done.returncode, done.stdout, done.stderr, time.perf_counter() - begin)
+
+
+def side_by_side(function: Callable[[_Item], _Outcome], items: Collection[_Item], *, cores: int) -> Iterator[_Outcome]:
+    """Yield the results of a function for each item, computed in threads; each starts a process that uses `cores`."""
+    with ThreadPoolExecutor(max(1, min(len(items), (os.cpu_count() or 1) // cores))) as pool:
+        yield from pool.map(function, items)
 
 
 def explain(error: BaseException) -> str:

@@ -1,7 +1,7 @@
 """Make models to test with: weights of many kinds and shapes, and small networks that train."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, final
 
 import torch
@@ -83,6 +83,8 @@ _CONV: Mapping[str, tuple[Callable[[], nn.Module], Fill]] = {
     "conv1x1": (lambda: nn.Conv2d(128, 192, 1), power_law),
     "conv_transposed": (lambda: nn.ConvTranspose2d(64, 96, 3), noise),
 }
+TORN = 1e-5
+"""Relative error of lambda_max above which a copy is of another step: 20 times the error of float32."""
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -182,7 +184,7 @@ class Training:
         if self.monitor is None:
             return []
         self.monitor.close()
-        return [f"{fault.who}: {fault.message}" for fault in self.monitor.errors] + unread(self.sink.reports)
+        return faults_of(self.monitor) + unread(self.sink.reports)
 
     @property
     def readings(self) -> int:
@@ -195,6 +197,11 @@ class Training:
         return torch.equal(torch.stack(self.losses), torch.stack(other.losses)) and all(
             torch.equal(mine, theirs) for mine, theirs in weights
         )
+
+
+def faults_of(monitor: Monitor) -> list[str]:
+    """Return the internal failures of a monitor."""
+    return [f"{fault.who}: {fault.message}" for fault in monitor.errors]
 
 
 def unread(reports: list[Report]) -> list[str]:
@@ -213,3 +220,21 @@ def lambda_max(weight: Tensor) -> float:
     """Return the largest eigenvalue of WᵀW/N in float64, computed independently of esdmon's code."""
     wide = weight.double()
     return float(torch.linalg.eigvalsh((wide.mT @ wide).cpu())[-1]) / max(weight.shape)
+
+
+def against_clones(
+    reports: Iterable[Report], clones: Mapping[int, Tensor], *, name: str = ""
+) -> tuple[list[str], float, int]:
+    """Return the readings whose lambda_max is not that of the clone of their step, the largest error, and their number.
+
+    Args:
+        reports: reports of a model.
+        clones: clones of one weight, by step.
+        name: of this weight; may be empty if the model has no other.
+    """
+    wrong, errors = [], [0.0]
+    for each in (each for report in reports for each in report.new if name in ("", each.name)):
+        errors.append(abs(each.measures.get("lambda_max", math.nan) / lambda_max(clones[each.step]) - 1))
+        if not errors[-1] <= TORN:
+            wrong.append(f"step {each.step}: {each.status}, lambda_max off by {errors[-1]:.1e}")
+    return wrong, max(errors), len(errors) - 1

@@ -2,9 +2,7 @@
 
 import copy
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -12,7 +10,7 @@ import torch
 
 from esdmon.analysis import analyze
 from esdmon.selftest.correctness import compared
-from esdmon.selftest.harness import Machine, Row, python
+from esdmon.selftest.harness import Machine, Row, python, side_by_side
 from esdmon.selftest.models import zoo
 
 
@@ -65,18 +63,15 @@ def _switches() -> dict[str, str]:
 def precision(machine: Machine) -> Iterator[Row]:
     """Compare readings under each precision switch of torch, each in a process of its own."""
 
-    def child(switch: str) -> tuple[str, Row]:
+    def child(switch: str) -> Row:
         code = f"from {__name__} import read_under; read_under({switch!r}, {str(machine.device)!r})"
         ended = python("-c", code, timeout=90)
         try:
-            return switch, Row(**json.loads(ended.out.strip().splitlines()[-1]))
+            return Row(**json.loads(ended.out.strip().splitlines()[-1]))
         except (ValueError, IndexError, TypeError):
-            return switch, Row("FAIL", f"its process ended with {ended.describe()}", switch)
+            return Row("FAIL", f"its process ended with {ended.describe()}", switch)
 
-    side_by_side = min(len(_SWITCHES), max(1, (os.cpu_count() or 1) // 2))
-    with ThreadPoolExecutor(side_by_side) as pool:
-        for _, row in pool.map(child, _SWITCHES):
-            yield row
+    yield from side_by_side(child, _SWITCHES, cores=2)
 
 
 def read_under(switch: str, device: str) -> None:

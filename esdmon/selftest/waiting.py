@@ -1,13 +1,11 @@
 """Check the effects of a reading on a training loop: waits, memory, and delays at the end of the process."""
 
-import os
 import threading
 import time
 import traceback
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ from unittest import mock
 import torch
 
 from esdmon.runtime.monitor import Monitor
-from esdmon.selftest.harness import Machine, Row, explain, python, verdict
+from esdmon.selftest.harness import Machine, Row, explain, python, side_by_side, verdict
 from esdmon.selftest.models import Training, mlp, unread
 from esdmon.watching import watch
 
@@ -242,8 +240,7 @@ def _under_ballast(machine: Machine, plain: Training, part: str, left: int, mode
 def leaving(machine: Machine) -> Iterator[Row]:
     """End processes with a reading in flight: after `close()`, after `close()` with a time limit, and without it."""
     limits = {"close": 40.0, "close_1s": 3.0, "left_open": 1.0}
-    with ThreadPoolExecutor(max(1, min(len(limits), (os.cpu_count() or 1) // 4))) as pool:
-        yield from pool.map(lambda how: _left(machine, how, limits[how]), limits)
+    yield from side_by_side(lambda how: _left(machine, how, limits[how]), limits, cores=4)
 
 
 def _left(machine: Machine, how: str, limit: float) -> Row:

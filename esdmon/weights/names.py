@@ -38,8 +38,12 @@ def unwrap(module: nn.Module) -> nn.Module:
     while True:
         kinds = ((kind.__module__.partition(".")[0], kind.__name__) for kind in type(module).__mro__)
         attribute = next((_INNER_ATTRIBUTES[kind] for kind in kinds if kind in _INNER_ATTRIBUTES), None)
+        if attribute is None:
+            return module
         # As a child: DeepSpeed's engine has it as an ordinary attribute too, which an outline does not replace.
-        inner = None if attribute is None else children_of(module).get(attribute) or getattr(module, attribute, None)
+        inner = children_of(module).get(attribute)
+        if inner is None:
+            inner = getattr(module, attribute, None)
         if not isinstance(inner, nn.Module):
             return module
         module = inner

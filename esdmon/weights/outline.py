@@ -74,7 +74,7 @@ class Outline:
             return self._copies[id(module)]
         own = self._shards.get(id(module), {})
         children = torch_private.children_of(module)
-        copies = {name: child and self._copy(child) for name, child in children.items()}
+        copies = {name: None if child is None else self._copy(child) for name, child in children.items()}
         if not own and all(copies[name] is child for name, child in children.items()):
             self._copies[id(module)] = module
             return module

@@ -21,7 +21,6 @@ from esdmon.weights.device.sample import sample_matrix
 from esdmon.weights.matrix import Matrix
 from esdmon.weights.momenta import find_momentum
 from esdmon.weights.reference import subtract
-from esdmon.weights.validation import check_readable
 
 _UPDATE = "the update since the last reading is read on request: '*/update' in layers="
 _MOMENTUM = "the optimizer's momentum is read on request: '*/momentum' in layers="
@@ -59,7 +58,6 @@ class TrainingViews:
         matrix = self._weights.get(name)
         if matrix is not None:
             weight = read_weight(matrix)
-            check_readable(weight)
             _, before = self._copies.get(name, (None, None))
             self._copies[name] = before, matrix.to_stack(weight).to("cpu", copy=True)
 

@@ -37,7 +37,7 @@ from esdmon.weights.device.solvers import Solver, gathered, solve_lapack, solve_
 from esdmon.weights.device.sums import sum_up
 from esdmon.weights.device.traps import trap_elements
 from esdmon.weights.matrix import Matrix
-from esdmon.weights.validation import check_readable, min_eigenvalues
+from esdmon.weights.validation import min_eigenvalues
 
 Directions: TypeAlias = tuple[Floats, Floats | None]
 """The result of `directions_of`."""
@@ -72,8 +72,10 @@ def read_spectrum(
     Raises:
         UnreadableError: if the weight holds no numbers, NaN or infinities, only zeros, or too few eigenvalues.
     """
-    stack, facts, weight = _open(matrix, precision=precision, kind=kind, also=also, solver=solver)
+    weight = on_float64_device(read_weight(matrix))
+    properties = _properties(matrix, weight, precision, kind, also)
     with torch.no_grad(), without_autocast(weight.device.type):
+        stack, facts = _prepare(_stack_of(matrix, weight), properties, solver)
         spectrum = spectrum_of(stack, facts, laws)
         directions = _directions(matrix, weight, also)
         return spectrum if directions is None else spectrum.with_directions(*directions, last_directions)
@@ -95,21 +97,27 @@ def export(matrix: Matrix, *, precision: str = "auto", kind: str = "", also: Col
     Raises:
         UnreadableError: if the weight holds no numbers.
     """
-    tensor = read_weight(matrix)
-    check_readable(tensor)
-    with torch.no_grad(), without_autocast(tensor.device.type):
-        stack = matrix.to_stack(on_float64_device(tensor))
-        stack = stack if matrix.core is None else matrix.core(stack)
-        wide: Array = widened(stack).cpu().numpy()
-        weight = Weight(
-            dtype=str(tensor.dtype).removeprefix("torch."),
-            view=matrix.view,
-            kind=kind,
-            exact=precision == "exact",
-            also=frozenset(also),
-            least=min_eigenvalues(matrix.view),
-        )
-        return Exported(weight, wide, _directions(matrix, tensor, also))
+    weight = on_float64_device(read_weight(matrix))
+    with torch.no_grad(), without_autocast(weight.device.type):
+        wide: Array = widened(_stack_of(matrix, weight)).cpu().numpy()
+        return Exported(_properties(matrix, weight, precision, kind, also), wide, _directions(matrix, weight, also))
+
+
+def _properties(matrix: Matrix, weight: Tensor, precision: str, kind: str, also: Collection[str]) -> Weight:
+    return Weight(
+        dtype=str(weight.dtype).removeprefix("torch."),
+        view=matrix.view,
+        kind=kind,
+        exact=precision == "exact",
+        also=frozenset(also),
+        least=min_eigenvalues(matrix.view),
+    )
+
+
+def _stack_of(matrix: Matrix, weight: Tensor) -> Tensor:
+    """Return the stack whose spectrum is read."""
+    stack = matrix.to_stack(weight)
+    return stack if matrix.core is None else matrix.core(stack)
 
 
 def _directions(matrix: Matrix, weight: Tensor, also: Collection[str]) -> Directions | None:
@@ -151,71 +159,37 @@ class _TensorStack:
         return scales_of_rest(self.stack, counts)
 
 
-def _open(
-    matrix: Matrix, *, precision: str, kind: str, also: Collection[str], solver: Solver
-) -> tuple[_TensorStack, Facts, Tensor]:
-    """Read a weight, and prepare its stack.
-
-    Raises:
-        UnreadableError: as `read_spectrum`.
-    """
-    weight = read_weight(matrix)
-    check_readable(weight)
-    weight = on_float64_device(weight)
-    if weight.device.type != "cpu":
-        solver = solve_torch
-    with torch.no_grad(), without_autocast(weight.device.type):
-        stack = matrix.to_stack(weight)
-        stack = _arranged(stack if matrix.core is None else matrix.core(stack), solver)
-        stack, elements, scale, margins = _prepare(stack, matrix.view)
-        check_size(tuple(stack.shape), min_eigenvalues(matrix.view), elements)
-    # On CUDA eigenvalues are computed in float64 in any case; where the product has to be, all is.
-    is_wide = stack.device.type == "cuda" and rounds_products("cuda", stack.dtype)
-    facts = Facts(
-        shape=(max(stack.shape[1:]), min(stack.shape[1:])),
-        scale=scale,
-        elements=elements,
-        dtype=str(weight.dtype).removeprefix("torch."),
-        view=matrix.view,
-        kind=kind,
-        exact=precision == "exact" or stack.dtype == torch.float64 or is_wide,
-        also=frozenset(also),
-    )
-    return _TensorStack(stack, margins, solver), facts, weight
-
-
-def _arranged(stack: Tensor, solver: Solver) -> Tensor:
-    """Return the stack, or a contiguous copy of scattered slices; large ones LAPACK copies itself, a few at a time."""
-    # In 16 bits, where each pass converts as well, that takes longer than it saves.
-    is_left = solver is solve_lapack and stack.numel() >= _LARGE and stack.element_size() > 2
-    return stack if is_left else gathered(stack)
-
-
-def _prepare(stack: Tensor, view: str) -> tuple[Tensor, Elements, float, Margins]:
-    """Return the stack without what is dead, divided by a scale; its elements' statistics; scale; margins.
+def _prepare(stack: Tensor, weight: Weight, solver: Solver) -> tuple[_TensorStack, Facts]:
+    """Return the arguments of `spectrum_of`; `esdmon.spectrum.preparation` does so for arrays.
 
     16-bit numbers are not converted here: a solver converts them block by block.
+
+    Args:
+        stack: (slices, rows, columns).
+        weight: properties of the weight.
+        solver: computes the eigenvalues of a weight on a CPU.
+
+    Raises:
+        UnreadableError: if the weight contains NaN or infinities, only zeros, or too few eigenvalues.
     """
+    solver = solver if stack.device.type == "cpu" else solve_torch
+    stack = _arranged(stack, solver)
     sums = sum_up(stack)
     largest = check_extremes(
         sums.minimum, sums.maximum, size=stack.numel(), count_bad=lambda: int((~torch.isfinite(stack)).sum())
     )
-    check_zero(largest, tuple(stack.shape), min_eigenvalues(view))
-    scale = safe_scale(largest, is_double=stack.dtype == torch.float64)
-    minimum, maximum = sums.minimum, sums.maximum
+    check_zero(largest, tuple(stack.shape), weight.least)
+    minimum, maximum, scale = sums.minimum, sums.maximum, safe_scale(largest, is_double=stack.dtype == torch.float64)
     if scale != 1:
         stack = (stack if stack.dtype == torch.float64 else stack.float()) / scale
         sums = sum_up(stack)
-    slices, is_product = sums.margins.alive_slices(tuple(stack.shape)), view in PRODUCTS
+    slices, is_product = sums.margins.alive_slices(tuple(stack.shape)), weight.view in PRODUCTS
     if not (is_product or slices.all()):
         stack = stack[torch.from_numpy(slices)]
         sums = sum_up(stack)
-    dead_slices = slices.size - stack.shape[0]
     whole, margins, dead_rows, dead_columns = stack, sums.margins, 0, 0
     if not is_product:  # the rows of the matrix that represents a product are not units of a layer
         stack, margins, dead_rows, dead_columns = _drop_dead(stack, margins)
-    zeros = stack.numel() - int(torch.count_nonzero(stack)) if sums.may_have_zeros else 0
-    rows, columns = stack.shape[1:]
     weak_rows, weak_columns = margins.weak() if stack.numel() else (0, 0)
     elements = Elements(
         sums.mean * scale,
@@ -224,18 +198,29 @@ def _prepare(stack: Tensor, view: str) -> tuple[Tensor, Elements, float, Margins
         maximum,
         zero_rows=dead_rows,
         zero_columns=dead_columns,
-        zeros=zeros,
-        rows=rows,
-        columns=columns,
+        zeros=stack.numel() - int(torch.count_nonzero(stack)) if sums.may_have_zeros else 0,
+        rows=stack.shape[1],
+        columns=stack.shape[2],
         weak_rows=weak_rows,
         weak_columns=weak_columns,
-        zero_slices=dead_slices,
+        zero_slices=slices.size - whole.shape[0],
         slices=stack.shape[0],
     )
-    if stack.numel():
-        trap = trap_elements(whole, elements, n=max(rows, columns), m=min(rows, columns), scale=scale)
-        elements = replace(elements, trap=trap)
-    return stack, elements, scale, margins
+    check_size(tuple(stack.shape), weight.least, elements)
+    n, m = max(stack.shape[1:]), min(stack.shape[1:])
+    elements = replace(elements, trap=trap_elements(whole, elements, n=n, m=m, scale=scale))
+    # On CUDA eigenvalues are computed in float64 in any case; where the product has to be, all is.
+    is_wide = stack.device.type == "cuda" and rounds_products("cuda", stack.dtype)
+    exact = weight.exact or stack.dtype == torch.float64 or is_wide
+    facts = Facts((n, m), scale, elements, weight.dtype, weight.view, weight.kind, exact, weight.also)
+    return _TensorStack(stack, margins, solver), facts
+
+
+def _arranged(stack: Tensor, solver: Solver) -> Tensor:
+    """Return the stack, or a contiguous copy of scattered slices; large ones LAPACK copies itself, a few at a time."""
+    # In 16 bits, where each pass converts as well, that takes longer than it saves.
+    is_left = solver is solve_lapack and stack.numel() >= _LARGE and stack.element_size() > 2
+    return stack if is_left else gathered(stack)
 
 
 def _drop_dead(stack: Tensor, margins: Margins) -> tuple[Tensor, Margins, int, int]:

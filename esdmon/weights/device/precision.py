@@ -24,6 +24,7 @@ from esdmon import torch_private
 from esdmon.errors import InputError
 from esdmon.weights.device.cuda import uses_cuda
 from esdmon.weights.matrix import Matrix
+from esdmon.weights.validation import check_readable
 
 PRECISIONS = ("auto", "exact")
 _MATMUL_PRECISIONS = {"highest": "ieee", "high": "tf32", "medium": "bf16"}  # the older names of the newer settings
@@ -71,10 +72,15 @@ def _product_setting(device_type: str) -> str:
 
 
 def read_weight(matrix: Matrix) -> Tensor:
-    """Return the current weight, detached; one that is computed from parameters is computed in full precision."""
+    """Return the current weight, detached; one that is computed from parameters is computed in full precision.
+
+    Raises:
+        UnreadableError: for a weight that holds no numbers; see `check_readable`.
+    """
     with torch.no_grad(), _full_precision():
-        weight = matrix.read()
-    return weight.detach()
+        weight = matrix.read().detach()
+    check_readable(weight)
+    return weight
 
 
 def on_float64_device(tensor: Tensor) -> Tensor:
@@ -96,14 +102,11 @@ def without_autocast(device_type: str) -> AbstractContextManager[object]:
 @contextmanager
 def _full_precision() -> Iterator[None]:
     device_types = _DEVICES_WITH_FLOAT64 if uses_cuda() else ("cpu",)
-    widened = any(rounds_products(device_type) for device_type in device_types)
-    with without_autocast("cpu"), without_autocast("cuda"), _products_in_float64() if widened else nullcontext():
+    products: AbstractContextManager[object] = nullcontext()
+    if any(rounds_products(device_type) for device_type in device_types):
+        products = _ProductsInFloat64()  # type: ignore[no-untyped-call]
+    with without_autocast("cpu"), without_autocast("cuda"), products:
         yield
-
-
-def _products_in_float64() -> AbstractContextManager[object]:
-    mode: AbstractContextManager[object] = _ProductsInFloat64()  # type: ignore[no-untyped-call]
-    return mode
 
 
 _PRODUCTS = {

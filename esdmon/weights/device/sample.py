@@ -12,7 +12,6 @@ from torch import Tensor
 
 from esdmon.weights.device.precision import read_weight
 from esdmon.weights.matrix import Matrix
-from esdmon.weights.validation import check_readable
 
 _MAX_ELEMENTS = 4096  # of one matrix; our choice
 _MAX_BYTES = 64 << 20  # of the samples of all matrices together, at 4 bytes an element; our choice
@@ -33,9 +32,7 @@ def sample_matrix(matrix: Matrix, size: int) -> Tensor:
     if matrix.probe is not None:
         with torch.no_grad():
             return matrix.probe(size)
-    weight = read_weight(matrix)
-    check_readable(weight)
-    return sample_value(matrix, weight, size)
+    return sample_value(matrix, read_weight(matrix), size)
 
 
 def sample_value(matrix: Matrix, weight: Tensor, size: int) -> Tensor:

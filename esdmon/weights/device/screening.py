@@ -7,10 +7,9 @@ an accelerator all operations are queued behind the training's own kernels, and 
 """
 
 import math
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple, final
 
 import torch
@@ -21,7 +20,6 @@ from esdmon.weights.device.precision import read_weight, rounds_products, withou
 from esdmon.weights.device.sample import GOLDEN_RATIO
 from esdmon.weights.device.transfers import Fetched, Transfers
 from esdmon.weights.matrix import Matrix
-from esdmon.weights.validation import check_readable
 
 STEPS = 4
 """Vectors of the Krylov space, each a pass over the weight. Our choice."""
@@ -76,7 +74,6 @@ class Screener:
             return None
         with suppress(Exception), torch.no_grad():  # the reading reports why
             weight = read_weight(matrix)
-            check_readable(weight)
             device, dtype = weight.device, _dtype(weight)
             size = weight.numel() * dtype.itemsize
             if device.type not in ("cpu", "cuda") or not self._transfers.has_room(device, size):
@@ -177,7 +174,7 @@ def _screened(tall: Tensor, start: Tensor, steps: int) -> tuple[Tensor, Tensor]:
         steps: number of vectors.
     """
     dtype = start.dtype
-    parts = _parts(tall, dtype)
+    blocks = _blocks(tall, dtype)
     squares: list[Tensor] = []
     quotients: list[Tensor] = []
     lengths: list[Tensor] = []
@@ -186,7 +183,8 @@ def _screened(tall: Tensor, start: Tensor, steps: int) -> tuple[Tensor, Tensor]:
     scale: Tensor | None = None
     for step in range(steps):
         image, quotient = torch.zeros_like(last), torch.zeros_like(last, dtype=torch.float64).sum(dim=(1, 2))
-        for part in parts():
+        for block in blocks:
+            part = block.to(dtype)
             if step == 0:
                 squares.append(torch.linalg.vector_norm(part, dim=-1).double().square().sum())
             product = part @ last
@@ -229,15 +227,8 @@ def _largest(quotients: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
     return vector, torch.stack((value.reshape(-1), torch.hypot(inside, outside.reshape(-1))), dim=-1)
 
 
-def _parts(tall: Tensor, dtype: torch.dtype) -> Callable[[], Iterator[Tensor]]:
-    """Return a function that yields converted blocks of rows; several only for a large weight on the CPU."""
+def _blocks(tall: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """Return blocks of rows: of a large weight on the CPU several, which each step converts; else one, converted."""
     if tall.device.type != "cpu" or tall.numel() <= _CHUNK:
-        whole = tall.to(dtype)
-        return lambda: iter((whole,))
-    rows = max(1, _CHUNK // tall[:, 0].numel())
-    return partial(_converted, torch.split(tall, rows, dim=-2), dtype)
-
-
-def _converted(parts: tuple[Tensor, ...], dtype: torch.dtype) -> Iterator[Tensor]:
-    for part in parts:
-        yield part.to(dtype)
+        return (tall.to(dtype),)
+    return torch.split(tall, max(1, _CHUNK // tall[:, 0].numel()), dim=-2)

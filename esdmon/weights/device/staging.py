@@ -8,7 +8,6 @@ from esdmon.weights import stacks
 from esdmon.weights.device.precision import read_weight
 from esdmon.weights.device.transfers import Transfers
 from esdmon.weights.matrix import Matrix
-from esdmon.weights.validation import check_readable
 
 
 def snapshot(matrix: Matrix, transfers: Transfers, *, with_reference: bool = False) -> Matrix:
@@ -26,9 +25,7 @@ def snapshot(matrix: Matrix, transfers: Transfers, *, with_reference: bool = Fal
         UnreadableError: for a weight that holds no numbers; see `check_readable`.
     """
     with torch.no_grad():
-        weight = read_weight(matrix)
-        check_readable(weight)
-        read = transfers.copy(matrix.to_stack(weight))
+        read = transfers.copy(matrix.to_stack(read_weight(matrix)))
         reference = matrix.reference
         if with_reference and reference is not None:
             reference = transfers.copy(matrix.to_stack(reference().detach()))

@@ -7,31 +7,24 @@ step.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import Any, final
+from typing import Any, TypeAlias, final
 
 import torch
 from torch import Tensor
 
 from esdmon.schedule.step_sample import StepSample
-from esdmon.weights.device.sample import relative_move, sample_value
+from esdmon.weights.device.sample import relative_move, sample_matrix, sample_value
 from esdmon.weights.device.transfers import Fetched, Transfers
 from esdmon.weights.matrix import Matrix
 
 _NONE = StepSample(math.nan, math.nan, math.nan, start_ratio=math.nan)
 _ELEMENTS = 256  # of each matrix; our choice
 
-
-@dataclass(slots=True)
-class _Group:
-    """The weights of one device whose samples have the same length."""
-
-    names: list[str] = field(default_factory=list)
-    parts: list[Tensor] = field(default_factory=list)
-    """Four samples of each weight: when first seen, after the last step sampled, before this step, and after it. The
-    fifth is 1 where the gradient is zero, and else 0."""
+_Samples: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+"""Four samples of a weight: when first seen, after the last step sampled, before this step, and after it. The fifth is
+1 where the gradient is zero, and else 0."""
 
 
 @final
@@ -49,35 +42,35 @@ class StepSampler:
 
     def __init__(self, transfers: Transfers | None = None) -> None:
         self._transfers = transfers or Transfers()
-        self._weights: dict[str, tuple[Matrix, Tensor]] = {}
-        self._fragments: dict[str, Callable[[int], Tensor]] = {}
+        self._weights: dict[str, tuple[Matrix, Tensor | None]] = {}
+        """Each with its parameter; None for a sharded one, of which the fragment is sampled."""
         self._start: dict[str, Tensor] = {}
         self._before: dict[str, Tensor] = {}
         self._after: dict[str, Tensor] = {}
         self._last: dict[str, StepSample] = {}
-        self._arriving: list[tuple[list[str], int, Fetched]] = []
+        self._arriving: list[tuple[tuple[str, ...], int, Fetched]] = []
         """Names, the number of elements in the samples of each, and their norms."""
 
     def watch(self, matrices: Iterable[Matrix]) -> None:
         """Sample these weights from now on; weights that were sampled before keep their start."""
-        self._weights, self._fragments = {}, {}
+        self._weights = {}
         for matrix in matrices:
             with suppress(Exception):  # the reading reports why
-                if matrix.probe is not None and _is_fragment(matrix):
-                    self._fragments[matrix.name] = matrix.probe
+                if _is_fragment(matrix):
+                    self._weights[matrix.name] = matrix, None
                 elif not matrix.unreadable and matrix.outline is None and _is_plain(weight := matrix.read()):
                     self._weights[matrix.name] = matrix, weight
-        known = {name: self._start[name] for name in self._names() if name in self._start}
-        self._start = known | self._sampled(name for name in self._names() if name not in known)
+        known = {name: self._start[name] for name in self._weights if name in self._start}
+        self._start = known | self._sampled(name for name in self._weights if name not in known)
 
     def begin(self) -> None:
         """Sample the weights before a step."""
-        self._before = self._sampled(self._names())
+        self._before = self._sampled(self._weights)
 
     def end(self) -> None:
         """Sample the weights after the step, and begin to compare both samples of each."""
-        groups: dict[tuple[torch.device, int], _Group] = {}
-        after = self._sampled(self._names())
+        groups: dict[tuple[torch.device, int], dict[str, _Samples]] = {}
+        after = self._sampled(self._weights)
         for name, now in after.items():
             before = self._before.get(name)
             if before is None or not _is_alike(before, now):
@@ -88,9 +81,8 @@ class StepSampler:
             start = self._start.get(name, before)
             if not _is_alike(start, now):
                 start = self._start[name] = before
-            group = groups.setdefault((now.device, now.numel()), _Group())
-            group.names.append(name)
-            group.parts += [start, earlier, before, now, self._zero_gradient(name, now)]
+            group = groups.setdefault((now.device, now.numel()), {})
+            group[name] = start, earlier, before, now, self._zero_gradient(name, now)
         for (_, size), group in groups.items():
             self._compare(group, size)
         self._before, self._after = {}, after
@@ -141,15 +133,21 @@ class StepSampler:
         self._last, self._arriving = {name: StepSample(*sample) for name, sample in state["last"].items()}, []
 
     def _of_weights(self, samples: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {name: sample.cpu() for name, sample in samples.items() if name in self._weights}
+        return {name: sample.cpu() for name, sample in samples.items() if self._parameter(name) is not None}
 
     def _placed(self, samples: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the samples of weights that are watched, each on the device of its weight."""
-        weights = self._weights
-        return {name: sample.to(weights[name][1].device) for name, sample in samples.items() if name in weights}
+        placed = {}
+        for name, sample in samples.items():
+            weight = self._parameter(name)
+            if weight is not None:
+                placed[name] = sample.to(weight.device)
+        return placed
 
-    def _names(self) -> tuple[str, ...]:
-        return *self._weights, *self._fragments
+    def _parameter(self, name: str) -> Tensor | None:
+        """Return the parameter of a weight; None for a fragment, and for a weight that is not sampled."""
+        _, weight = self._weights.get(name, (None, None))
+        return weight
 
     def _sampled(self, names: Iterable[str]) -> dict[str, Tensor]:
         """Return up to 256 elements of each of these weights, in float32."""
@@ -161,26 +159,25 @@ class StepSampler:
         return samples
 
     def _sample(self, name: str) -> Tensor:
-        if name in self._fragments:
-            return self._fragments[name](_ELEMENTS)
-        return sample_value(*self._weights[name], _ELEMENTS)
+        matrix, weight = self._weights[name]
+        return sample_matrix(matrix, _ELEMENTS) if weight is None else sample_value(matrix, weight, _ELEMENTS)
 
     def _zero_gradient(self, name: str, now: Tensor) -> Tensor:
         """Return 1 for each sampled element of a gradient that is zero, and else 0; NaN if there is no gradient."""
-        matrix, weight = self._weights.get(name, (None, None))
+        matrix, weight = self._weights[name]
         with torch.no_grad(), suppress(Exception):
-            if matrix is not None and weight is not None and weight.is_leaf and weight.grad is not None:
+            if weight is not None and weight.is_leaf and weight.grad is not None:
                 zeros = (sample_value(matrix, weight.grad, _ELEMENTS) == 0).float()
                 if _is_alike(zeros, now):
                     return zeros
         return torch.full_like(now, math.nan)
 
-    def _compare(self, group: _Group, size: int) -> None:
-        samples = torch.stack(group.parts).reshape(len(group.names), 5, size)
+    def _compare(self, group: Mapping[str, _Samples], size: int) -> None:
+        samples = torch.stack([each for samples in group.values() for each in samples]).reshape(len(group), 5, size)
         moves = samples.narrow(1, 1, 3).diff(dim=1)
         since_start = samples.narrow(1, 3, 1) - samples.narrow(1, 0, 1)
         norms = torch.linalg.vector_norm(torch.cat((samples, moves, since_start), dim=1), dim=2)
-        self._arriving.append((group.names, size, self._transfers.fetch(norms)))
+        self._arriving.append((tuple(group), size, self._transfers.fetch(norms)))
 
 
 def _is_alike(one: Tensor, other: Tensor) -> bool:
@@ -189,7 +186,7 @@ def _is_alike(one: Tensor, other: Tensor) -> bool:
 
 def _is_fragment(matrix: Matrix) -> bool:
     """Return whether a matrix is one whole parameter, of which this rank holds a large enough fragment."""
-    if len(matrix.shards) != 1 or matrix.unreadable:
+    if len(matrix.shards) != 1 or matrix.unreadable or matrix.probe is None:
         return False
     _, shard = matrix.shards[0]
     is_all = matrix.size().n_elements == shard.shape.numel()

@@ -61,15 +61,13 @@ class Accelerator(Protocol):
 class _Copy:
     """A tensor that is being copied; only the training's thread calls the device, and frees its memory."""
 
-    __slots__ = ("_arrived", "_host", "_lock", "_owner", "_pinned", "_release", "_sending")
-
     def __init__(self, owner: "Transfers", sending: Sending) -> None:
         self._owner = owner
         self._sending: Sending | None = sending
-        self._pinned, self._release = sending.host, sending.release
+        self._host = sending.host
+        self._release: Callable[[], None] | None = sending.release
         self._arrived = threading.Event()
         self._lock = threading.Lock()
-        self._host: Tensor | None = None
 
     def poll(self, *, wait: bool = False) -> bool:
         """Return whether it has arrived, or wait until it has: in the thread that trains."""
@@ -88,10 +86,10 @@ class _Copy:
             self.poll(wait=True)
         self._arrived.wait()
         with self._lock:
-            if self._host is None:
-                self._host = self._pinned.clone()
+            if self._release is not None:
+                self._host = self._host.clone()
                 self._release()
-                del self._pinned, self._release
+                self._release = None
             return self._host
 
 
@@ -114,12 +112,12 @@ class Transfers:
 
     Args:
         accelerators: by the type of their device; a tensor of any other is copied at once.
-        waits: True to wait for each copy at once, so that no copy is unfinished between steps.
     """
 
-    def __init__(self, accelerators: Mapping[str, Accelerator] | None = None, *, waits: bool = False) -> None:
+    def __init__(self, accelerators: Mapping[str, Accelerator] | None = None) -> None:
         self._accelerators = {"cuda": Cuda()} if accelerators is None else accelerators
-        self.waits = waits
+        self.waits = False
+        """True to wait for each copy at once, so that no copy is unfinished between steps."""
         self._under_way: list[_Copy] = []
         self._thread = threading.get_ident()
 

@@ -9,7 +9,6 @@ from functools import partial
 
 from torch import nn
 
-from esdmon.errors import UnreadableError
 from esdmon.torch_private import children_of, parameters_of
 from esdmon.weights import stacks
 from esdmon.weights.layers.fused import BY_NAME, LAYOUTS, equal_columns, plain_weight
@@ -37,8 +36,7 @@ def extract_attention(name: str, module: nn.Module) -> Sequence[Matrix] | None:
         return _extract_from_parent(name, module) or None
     matrices: list[Matrix] = []
     for _, projection, size in found:
-        weight = projection.weight
-        matrices += [weight, *heads_of(weight, size=size, outputs_last=projection.outputs_last)]
+        matrices += [projection.weight, *heads_of(projection, size=size)]
     projections = {letter: projection for letter, projection, _ in found}
     return [*matrices, *products_of(name, module, projections | output_of(name, module), size=_head_size(module))]
 
@@ -74,26 +72,22 @@ def _extract_from_parent(name: str, module: nn.Module) -> list[Matrix]:
     return []
 
 
-def heads_of(whole: Matrix, *, size: int, outputs_last: bool = False) -> list[Matrix]:
+def heads_of(projection: Projection, *, size: int) -> list[Matrix]:
     """Return the heads of a projection, to be read on request.
 
     Args:
-        whole: the projection.
+        projection: the whole.
         size: outputs of one head; no heads are returned if the outputs are not a multiple of it, or it is 0.
-        outputs_last: whether the columns of its matrix are the outputs, instead of the rows.
     """
-    dim = 2 if outputs_last else 1
-    try:
-        outputs = whole.stack_shape()[dim]
-    except UnreadableError:  # reported for the whole
-        return []
+    whole, (outputs, _) = projection.weight, projection.shape()
     if size <= 0 or outputs % size:
         return []
+    take = partial(stacks.one_head, of=whole.to_stack, dim=2 if projection.outputs_last else 1, size=size)
     return [
         Matrix(
             f"{whole.name}/head.{head}",
             whole.read,
-            partial(stacks.one_head, of=whole.to_stack, dim=dim, start=head * size, size=size),
+            partial(take, start=head * size),
             on_request=_HEADS,
             detail=True,
         )

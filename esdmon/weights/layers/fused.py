@@ -42,11 +42,13 @@ def rows(labels: Sequence[str], sizes: Sequence[int]) -> dict[str, ToStack]:
     }
 
 
-def _equal_rows(*labels: str) -> Layout:
-    def layout(_module: Any, weight: Tensor) -> dict[str, ToStack]:
-        return rows(labels, [weight.shape[0] // len(labels)] * len(labels))
+def equal_rows(labels: Sequence[str], total: int) -> dict[str, ToStack]:
+    """Return matrices that lie above each other in a weight of `total` rows, each in an equal part of them."""
+    return rows(labels, [total // len(labels)] * len(labels))
 
-    return layout
+
+def _equal_parts(*labels: str) -> Layout:
+    return lambda _module, weight: equal_rows(labels, weight.shape[0])
 
 
 def _alternating_rows(*labels: str, size: str) -> Layout:
@@ -114,7 +116,7 @@ def _thirds_by_output(module: Any, weight: Tensor) -> dict[str, ToStack]:
     return {} if output is None else thirds_by_output("", weight.shape, {"proj.weight": output.shape})
 
 
-_QKV = _equal_rows("q", "k", "v")
+_QKV = _equal_parts("q", "k", "v")
 _OF_TIMM = (
     "AttentionRope",
     "ChannelAttention",
@@ -134,8 +136,8 @@ _OF_TIMM = (
     "XCA",
 )
 """Classes of timm 1.0.31 whose `forward` takes q, k and v from thirds of `qkv`, besides `Attention`."""
-_GATE_UP = _equal_rows("gate", "up")
-_X_GATE = _equal_rows("x", "gate")
+_GATE_UP = _equal_parts("gate", "up")
+_X_GATE = _equal_parts("x", "gate")
 _OF_GATE_UP = (
     "Dia",
     "Dots3NoteAudio",
@@ -160,13 +162,13 @@ LAYOUTS: dict[str, dict[str, Layout]] = {
     "MambaMixer": {"in_proj": _X_GATE},
     "MiniMaxM3VLDenseMLP": {"gate_up_proj": _GATE_UP},
     "ModernBertAttention": {"Wqkv": _QKV},
-    "ModernBertDecoderMLP": {"Wi": _equal_rows("input", "gate")},
-    "ModernBertMLP": {"Wi": _equal_rows("input", "gate")},
+    "ModernBertDecoderMLP": {"Wi": _equal_parts("input", "gate")},
+    "ModernBertMLP": {"Wi": _equal_parts("input", "gate")},
     "MptAttention": {"Wqkv": _QKV},
     "MLP": {"linear_fc1": _gate_up_if_gated},  # Megatron's, also of an expert
     "Phi3Attention": {"qkv_proj": _grouped_query_rows},
     "Phi4MultimodalAttention": {"qkv_proj": _grouped_query_rows},
-    "Phi4MultimodalAudioMLP": {"gate_up_proj": _equal_rows("up", "gate")},
+    "Phi4MultimodalAudioMLP": {"gate_up_proj": _equal_parts("up", "gate")},
     "SelfAttention": {"linear_qkv": _groups_of_rows},  # Megatron's
     "Zamba2MLP": {"gate_up_proj": _GATE_UP},
     **{f"{name}MLP": {"gate_up_proj": _GATE_UP} for name in _OF_GATE_UP},
@@ -185,7 +187,7 @@ def _conv1d(owner: str, shape: torch.Size, shapes: Shapes) -> dict[str, ToStack]
 def _thirds(*outputs: str) -> ByName:
     def split(owner: str, shape: torch.Size, shapes: Shapes) -> dict[str, ToStack]:
         is_attention = any(f"{owner}{output}.weight" in shapes for output in outputs) and shape[0] == 3 * shape[1]
-        return rows("qkv", [shape[1]] * 3) if is_attention else {}
+        return equal_rows("qkv", shape[0]) if is_attention else {}
 
     return split
 
@@ -193,7 +195,7 @@ def _thirds(*outputs: str) -> ByName:
 def thirds_by_output(owner: str, shape: torch.Size, shapes: Shapes) -> dict[str, ToStack]:
     """Return q, k and v of timm's `qkv`, where its output projection `proj` has as many inputs as v has outputs."""
     output = shapes.get(f"{owner}proj.weight", ())
-    return rows("qkv", [output[1]] * 3) if len(output) == 2 and shape[0] == 3 * output[1] else {}
+    return equal_rows("qkv", shape[0]) if len(output) == 2 and shape[0] == 3 * output[1] else {}
 
 
 def _grouped(owner: str, shape: torch.Size, shapes: Shapes) -> dict[str, ToStack]:
@@ -208,7 +210,7 @@ def _halves(first: str, second: str, beside: str) -> ByName:
     def split(owner: str, shape: torch.Size, shapes: Shapes) -> dict[str, ToStack]:
         output = shapes.get(f"{owner}{beside}", ())
         fits = len(output) == 2 and (2 * output[1] == shape[0] or beside == "A_log")
-        return rows((first, second), [shape[0] // 2] * 2) if fits else {}
+        return equal_rows((first, second), shape[0]) if fits else {}
 
     return split
 

@@ -9,6 +9,7 @@ by the modules of their classes.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,11 +18,9 @@ from torch import Tensor, nn
 
 from esdmon.torch_private import parameters_of
 from esdmon.weights import stacks
-from esdmon.weights.layers.fused import rows
 from esdmon.weights.layers.quantized import is_of_bitsandbytes, unpack_4bit, unpack_8bit
-from esdmon.weights.layers.torch_nn import BY_NUMBER, EMBEDDING
+from esdmon.weights.layers.torch_nn import BY_NUMBER, EMBEDDING, split_rows
 from esdmon.weights.matrix import Matrix
-from esdmon.weights.stacks import ToStack
 
 _PACKAGES = ("torch.ao.nn.quantized.", "torch.ao.nn.intrinsic.quantized.")
 
@@ -38,10 +37,10 @@ def extract_quantized_module(name: str, module: nn.Module) -> Sequence[Matrix] |
     read = partial(_read, layer.weight)
     shape = read().shape
     if len(shape) > 2:
-        to_stack = partial(stacks.convolution, groups=layer.groups, dimensions=len(shape))
-        return [_matrix(name, read, to_stack, _stand_in(shape))]
-    is_embedding = hasattr(layer, "num_embeddings")
-    return [_matrix(name, read, stacks.linear, _stand_in(shape), on_request=EMBEDDING if is_embedding else "")]
+        matrix = Matrix(name, read, partial(stacks.convolution, groups=layer.groups, dimensions=len(shape)))
+    else:
+        matrix = Matrix(name, read, stacks.linear, on_request=EMBEDDING if hasattr(layer, "num_embeddings") else "")
+    return _with_stand_in([matrix], shape)
 
 
 def extract_bitsandbytes(name: str, module: nn.Module) -> Sequence[Matrix] | None:
@@ -78,25 +77,18 @@ def _read_of_bitsandbytes(layer: Any) -> Tensor:
 
 def _recurrent(name: str, layer: Any) -> list[Matrix]:
     """Return the gates of an LSTM or GRU, or of a cell of one, as in torch.nn."""
-    found = []
+    found: list[Matrix] = []
     for key, weight in layer.get_weight().items():
-        labels = BY_NUMBER.get(weight.shape[0] // layer.hidden_size, "")
-        stand_in, read = _stand_in(weight.shape), partial(_read_one, layer.get_weight, key)
-        whole: dict[str, ToStack] = {"": stacks.linear}
-        parts = rows(labels, [weight.shape[0] // len(labels)] * len(labels)) if len(labels) > 1 else whole
-        for label, to_stack in parts.items():
-            found.append(_matrix(f"{name}.{key}/{label}" if label else f"{name}.{key}", read, to_stack, stand_in))
+        labels = BY_NUMBER.get(weight.shape[0] // layer.hidden_size, "h")
+        gates = split_rows(f"{name}.{key}", partial(_read_one, layer.get_weight, key), labels)
+        found += _with_stand_in(gates, weight.shape)
     return found
 
 
-def _matrix(
-    name: str, read: Callable[[], Tensor], to_stack: ToStack, stand_in: Tensor, *, on_request: str = ""
-) -> Matrix:
-    return Matrix(name, read, to_stack, made_of=lambda: (stand_in,), outline=lambda: stand_in, on_request=on_request)
-
-
-def _stand_in(shape: torch.Size) -> Tensor:
-    return torch.empty(shape, device="meta")
+def _with_stand_in(matrices: Sequence[Matrix], shape: torch.Size) -> list[Matrix]:
+    """Return the matrices of one weight, with a stand-in for the parameter that the layer does not have."""
+    stand_in = torch.empty(shape, device="meta")
+    return [replace(matrix, made_of=lambda: (stand_in,), outline=lambda: stand_in) for matrix in matrices]
 
 
 def _read(unpack: Callable[[], Tensor]) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from esdmon.torch_private import recurrent_attributes
 from esdmon.weights import stacks
 from esdmon.weights.layers.attention import heads_of, output_of
-from esdmon.weights.layers.fused import rows
+from esdmon.weights.layers.fused import equal_rows
 from esdmon.weights.layers.products import Projection, products_of
 from esdmon.weights.matrix import Matrix
 
@@ -46,25 +46,25 @@ def extract_torch(name: str, module: nn.Module) -> Sequence[Matrix] | None:  # n
     return None
 
 
-def _split_rows(name: str, read: Callable[[], Tensor], labels: str) -> list[Matrix]:
+def split_rows(name: str, read: Callable[[], Tensor], labels: str) -> list[Matrix]:
     """Return one matrix for each label, from a weight that holds them above each other in equal parts."""
     weight = read()
     if len(labels) == 1 or getattr(weight, "ndim", 0) != 2:  # a weight of another shape is reported as one
         return [Matrix(name, read, stacks.linear)]
-    parts = rows(labels, [weight.shape[0] // len(labels)] * len(labels))
+    parts = equal_rows(labels, weight.shape[0])
     return [Matrix(f"{name}/{label}", read, to_stack) for label, to_stack in parts.items()]
 
 
 def _extract_attention(name: str, module: nn.MultiheadAttention) -> list[Matrix]:
     """Return q, k, v, their heads and products; they have one parameter, or three where their widths differ."""
     if module.in_proj_weight is not None:
-        wholes = _split_rows(f"{name}.in_proj_weight", partial(getattr, module, "in_proj_weight"), "qkv")
+        wholes = split_rows(f"{name}.in_proj_weight", partial(getattr, module, "in_proj_weight"), "qkv")
     else:
         attributes = [f"{label}_proj_weight" for label in "qkv"]
         wholes = [Matrix(f"{name}.{each}", partial(getattr, module, each), stacks.linear) for each in attributes]
     found: list[Matrix] = []
     for whole in wholes:
-        found += [whole, *heads_of(whole, size=module.head_dim)]
+        found += [whole, *heads_of(Projection(whole), size=module.head_dim)]
     projections = dict(zip("qkv", map(Projection, wholes), strict=True)) if len(wholes) == len("qkv") else {}
     projections |= output_of(name, module)
     return [*found, *products_of(name, module, projections, size=module.head_dim)]
@@ -76,7 +76,7 @@ def _extract_recurrent(name: str, module: nn.RNNBase) -> list[Matrix]:
     for attribute in recurrent_attributes(module):  # under weight_norm the parameters have other names
         if attribute.startswith("weight"):
             labels = "p" if "_hr_" in attribute else GATES[module.mode]
-            found += _split_rows(f"{name}.{attribute}", partial(getattr, module, attribute), labels)
+            found += split_rows(f"{name}.{attribute}", partial(getattr, module, attribute), labels)
     return found
 
 
@@ -85,5 +85,5 @@ def _extract_cell(name: str, module: nn.RNNCellBase) -> list[Matrix]:
     found: list[Matrix] = []
     for attribute in ("weight_ih", "weight_hh"):
         read = partial(getattr, module, attribute)
-        found += _split_rows(f"{name}.{attribute}", read, BY_NUMBER.get(read().shape[0] // module.hidden_size, "h"))
+        found += split_rows(f"{name}.{attribute}", read, BY_NUMBER.get(read().shape[0] // module.hidden_size, "h"))
     return found

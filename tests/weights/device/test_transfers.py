@@ -12,8 +12,8 @@ from esdmon.weights import Drift, Matrix, Transfers, stacks
 from tests.simulated_device import SimulatedDevice
 
 
-def transfers_of(device: SimulatedDevice, *, waits: bool = False) -> Transfers:
-    return Transfers({"cpu": device}, waits=waits)
+def transfers_of(device: SimulatedDevice) -> Transfers:
+    return Transfers({"cpu": device})
 
 
 def train(device: SimulatedDevice, weight: Tensor, steps: int) -> None:
@@ -89,7 +89,9 @@ def test_the_thread_that_trains_waits_where_it_reads_itself() -> None:
 
 def test_in_the_mode_sync_each_copy_is_waited_for() -> None:
     device = SimulatedDevice()
-    fetched = transfers_of(device, waits=True).fetch(torch.ones(3))
+    transfers = transfers_of(device)
+    transfers.waits = True
+    fetched = transfers.fetch(torch.ones(3))
     assert fetched.is_there()
 
 
