@@ -53,8 +53,7 @@ class ArrayStack:
 
     def singular_values(self) -> Floats:
         """Return the singular values."""
-        values: Floats = np.linalg.svd(self.arrays["weight"].astype(np.float64), compute_uv=False)
-        return values
+        return np.linalg.svd(self.arrays["weight"].astype(np.float64), compute_uv=False)
 
     def scales(self) -> Scales:
         """Return the scales of rows and columns."""
@@ -157,8 +156,7 @@ def _openblas(name: str) -> Callable[..., int] | None:
         library = ctypes.CDLL(_flapack.__file__)  # also finds names in the libraries that it is linked with
         for symbol in (f"scipy_openblas_{name}", f"openblas_{name}"):
             with suppress(AttributeError):
-                function: Callable[..., int] = getattr(library, symbol)
-                return function
+                return getattr(library, symbol)
     return None
 
 
@@ -169,8 +167,7 @@ def rows_of_block(elements_of_row: int, m: int) -> int:
 
 def nonnegative(lam: Array) -> Floats:
     """Return eigenvalues ascending in float64; the absolute value of one that rounding has made negative."""
-    eigenvalues: Floats = np.sort(np.abs(lam.astype(np.float64)), axis=-1)
-    return eigenvalues
+    return np.sort(np.abs(lam.astype(np.float64)), axis=-1)
 
 
 def _tall(stack: Array) -> Array:

@@ -21,14 +21,12 @@ _BINS = 100  # of the histogram
 def localization(vectors: Floats) -> Floats:
     """Return ‖v‖₁/‖v‖_∞ of each column: 1 for a single element, M for equal ones, 97.7 for Gaussian ones of M = 384."""
     size = np.abs(vectors)
-    ratios: Floats = size.sum(axis=0) / size.max(axis=0)
-    return ratios
+    return size.sum(axis=0) / size.max(axis=0)
 
 
 def participation(vectors: Floats) -> Floats:
     """Return ‖v‖₂/‖v‖₄ of each column: 1 for a single element, M^¼ for equal ones, (M/3)^¼ for Gaussian vectors."""
-    ratios: Floats = np.sum(vectors**2, axis=0) ** 0.5 / np.sum(vectors**4, axis=0) ** 0.25
-    return ratios
+    return np.sum(vectors**2, axis=0) ** 0.5 / np.sum(vectors**4, axis=0) ** 0.25
 
 
 def vector_entropy(vectors: Floats) -> Floats:

@@ -105,8 +105,7 @@ class Margins(Sides):
 
     def by_slice(self) -> Floats:
         """Return the sum over the rows of each slice."""
-        sums: Floats = self.rows.sum(axis=1)
-        return sums
+        return self.rows.sum(axis=1)
 
     def keep(self, rows: Bools, columns: Bools) -> "Margins":
         """Return the margins of some rows and columns; the others contribute less than 1e-6 to a sum of squares."""
@@ -126,8 +125,7 @@ def is_below(share: float, squares: Floats) -> Bools:
     if squares.min() >= share**2 * squares.max() > 0:  # the usual case: then none is below that share of the median
         return np.zeros(squares.size, dtype=bool)
     positive = squares[squares > 0]
-    mask: Bools = squares < share**2 * np.median(positive) if positive.size else squares <= 0
-    return mask
+    return squares < share**2 * np.median(positive) if positive.size else squares <= 0
 
 
 def small_blocks(stack: Array) -> Iterator[Array]:
@@ -156,8 +154,7 @@ def gathered_blocks(stack: Array) -> Iterator[Array]:
 
 def _rows_of_block(stack: Array) -> int:
     slices, _, columns = stack.shape
-    rows: int = max(1, (_BLOCK - 1) // (slices * columns))
-    return rows
+    return max(1, (_BLOCK - 1) // (slices * columns))
 
 
 def scales_of(stack: Array, margins: Margins) -> Scales:
@@ -222,8 +219,7 @@ def are_heavy_alone(magnitudes: Magnitudes, squares: Floats) -> Bools:
     variance = squares - rows.mean(axis=1) ** 2
     most = (1 + ALIKE * (2 / min(n_rows, n_columns)) ** 0.5) * variance
     alike = (rows.var(axis=1) * n_columns <= most) & (columns.var(axis=1) * n_rows <= most)
-    alone: Bools = alike & (magnitudes.largest**2 > squares * (n_rows * n_columns) ** 0.5)
-    return alone
+    return alike & (magnitudes.largest**2 > squares * (n_rows * n_columns) ** 0.5)
 
 
 def sample_steps(size: int, *, columns_first: bool) -> tuple[int, int]:
@@ -266,8 +262,7 @@ def equalise(stack: Array, margins: Margins) -> Array:
     scaled = stack * np.sqrt(_inverse(margins.rows)[:, :, None] * _inverse(margins.columns)[:, None, :])
     size = np.sqrt(np.square(scaled).mean(axis=(1, 2), keepdims=True))
     scaled /= np.where(size > 0, size, 1)
-    equal: Array = scaled.astype(stack.dtype)
-    return equal
+    return scaled.astype(stack.dtype)
 
 
 def _are_heavy_alone(stack: Array, margins: Margins) -> Bools:
@@ -295,8 +290,7 @@ def _rows(stack: Array, columns: Floats) -> Floats:
     """Return the mean over the columns of W_ij²/b_j for each row."""
     weights = _inverse(columns).astype(stack.dtype)[:, None, :]
     sums = [(weights @ np.square(part, order="C").mT)[:, 0] for part in small_blocks(stack)]
-    rows: Floats = np.concatenate(sums, axis=1, dtype=np.float64) / columns.shape[1]
-    return rows
+    return np.concatenate(sums, axis=1, dtype=np.float64) / columns.shape[1]
 
 
 def _columns(stack: Array, rows: Floats) -> Floats:
@@ -307,8 +301,7 @@ def _columns(stack: Array, rows: Floats) -> Floats:
         stop = start + part.shape[1]
         sums += (weights[:, :, start:stop] @ np.square(part, order="C"))[:, 0]
         start = stop
-    columns: Floats = sums / rows.shape[1]
-    return columns
+    return sums / rows.shape[1]
 
 
 def _is_near(one: Margins, other: Margins) -> bool:
@@ -321,5 +314,4 @@ def _inverse(scales: Array) -> Array:
     """Return 1/scale. Zeros, which a single slice may have, are replaced by a tiny scale, or by 1 if all are zero."""
     least = scales.mean(axis=1, keepdims=True) * scales.dtype.type(TINY)
     least[least == 0] = 1
-    inverse: Array = 1 / np.maximum(scales, least)
-    return inverse
+    return 1 / np.maximum(scales, least)

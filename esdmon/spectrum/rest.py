@@ -49,11 +49,9 @@ def start(shape: tuple[int, ...], counts: Sequence[int]) -> Floats:
     """Return random directions to begin with, (slices, columns, k), the same at each reading."""
     slices, rows, columns = shape
     random = np.random.default_rng(_SEED)
-    directions: Floats = random.standard_normal((slices, columns, min(max(counts) + SPARE, rows, columns)))
-    return directions
+    return random.standard_normal((slices, columns, min(max(counts) + SPARE, rows, columns)))
 
 
 def kept(counts: Sequence[int], size: int) -> Floats:
     """Return a mask of the first `counts` of `size` directions of each slice, (slices, 1, size)."""
-    mask: Floats = (np.arange(size) < np.array(counts)[:, None])[:, None, :].astype(np.float64)
-    return mask
+    return (np.arange(size) < np.array(counts)[:, None])[:, None, :].astype(np.float64)
