@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from esdmon.records.layer import LayerReport
+
 MAX_PANELS = 24
 """Layers in one figure of a report: more would be too small to read. Our choice."""
 _COLUMNS = 4
@@ -49,7 +51,7 @@ class Rows:
     """Step and layer of each alert that began."""
 
 
-def plot_layer(layer: curves.Layer, axes: Axes | None) -> Axes:
+def plot_layer(layer: LayerReport, axes: Axes | None) -> Axes:
     """Draw the spectrum of a layer, with a legend: see `LayerReport.plot`."""
     if layer.esd is None and layer.reason:
         raise InputError(f"{layer.name} has no spectrum at step {layer.step}: {layer.reason}")
@@ -62,12 +64,12 @@ def plot_layer(layer: curves.Layer, axes: Axes | None) -> Axes:
 
 
 @with_fonts_found
-def _in_new_figure(layer: curves.Layer) -> Axes:
+def _in_new_figure(layer: LayerReport) -> Axes:
     _, axes = _pyplot().subplots(figsize=(6.4, 4.2), layout="constrained")
     return _on_axes(axes, layer)
 
 
-def _on_axes(axes: Axes, layer: curves.Layer) -> Axes:
+def _on_axes(axes: Axes, layer: LayerReport) -> Axes:
     _draw_spectrum(axes, layer)
     axes.set_title(_plain(shorten(layer.name, _LONGEST_NAME)), loc="left", fontsize="medium")
     axes.set_title(layer.phase.value, loc="right", fontsize="medium", color=PHASE_HEX[layer.phase])
@@ -77,7 +79,7 @@ def _on_axes(axes: Axes, layer: curves.Layer) -> Axes:
 
 
 @with_fonts_found
-def plot_layers(layers: Sequence[curves.Layer], *, total: int) -> Figure:
+def plot_layers(layers: Sequence[LayerReport], *, total: int) -> Figure:
     """Draw the spectra of several layers: see `Report.plot`.
 
     Args:
@@ -164,7 +166,7 @@ def _pyplot() -> Any:
     return plt
 
 
-def _draw_spectrum(axes: Axes, layer: curves.Layer) -> None:
+def _draw_spectrum(axes: Axes, layer: LayerReport) -> None:
     from matplotlib.ticker import LogLocator  # noqa: PLC0415 -- `_pyplot` says if it is missing
 
     esd = layer.esd
