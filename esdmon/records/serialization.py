@@ -157,7 +157,8 @@ def _esd(saved: Mapping[str, Any] | None) -> Esd | None:
     if saved is None:
         return None
     values = known(saved, _ESD_FIELDS)
-    return Esd(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+    values |= {key: tuple(value) for key, value in values.items() if isinstance(value, list)}
+    return Esd(**values)
 
 
 def _plain_value(value: Any) -> Any:

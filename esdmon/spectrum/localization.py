@@ -8,7 +8,6 @@ Reference: C. H. Martin, M. W. Mahoney, JMLR 22 (2021) 165, §5; definitions as 
 
 import math
 from collections.abc import Callable
-from functools import partial
 
 import numpy as np
 
@@ -39,16 +38,6 @@ def vector_entropy(vectors: Floats) -> Floats:
     return np.array(entropies)
 
 
-def over_bulk(quantity: Callable[[Floats], Floats]) -> Callable[[Spectrum], float]:
-    """Return a measure: the mean of a quantity over the vectors of the bulk."""
-    return partial(_mean, quantity, spikes=False)
-
-
-def over_spikes(quantity: Callable[[Floats], Floats]) -> Callable[[Spectrum], float]:
-    """Return a measure: the mean of a quantity over the vectors of the spikes; NaN if there is none."""
-    return partial(_mean, quantity, spikes=True)
-
-
 def participation_null(spectrum: Spectrum) -> float:
     """Return (M/3)^¼, the value for Gaussian vectors."""
     return float((spectrum.m / 3) ** 0.25)
@@ -62,7 +51,8 @@ def localization_null(spectrum: Spectrum) -> float:
     return spectrum.m * math.sqrt(2 / math.pi) / largest
 
 
-def _mean(quantity: Callable[[Floats], Floats], spectrum: Spectrum, *, spikes: bool) -> float:
+def mean_over(quantity: Callable[[Floats], Floats], spectrum: Spectrum, *, spikes: bool) -> float:
+    """Return the mean of a quantity over the vectors of the spikes, or of the bulk; NaN if there is none."""
     bulk = spectrum.noise_bulk
     if spectrum.vectors is None or bulk is None:
         return float("nan")
