@@ -189,19 +189,7 @@ def as_scales(rows: Floats, columns: Floats, elements: tuple[Floats, Floats], ar
     return Scales(longer, shorter, kurtosis, filled)
 
 
-@dataclass(frozen=True, slots=True)
-class Magnitudes:
-    """Mean |W| of rows and columns, and the largest |W| of each slice."""
-
-    rows: Floats
-    """(slices, rows)."""
-    columns: Floats
-    """(slices, columns)."""
-    largest: Floats
-    """(slices,)."""
-
-
-def are_heavy_alone(magnitudes: Magnitudes, squares: Floats) -> Bools:
+def are_heavy_alone(means: Margins, largest: Floats, squares: Floats) -> Bools:
     """Return for each slice whether single elements cause spikes, and rows and columns differ only by such elements.
 
     An element w causes a spike if |w| > (NM)^¼·σ. If the elements are in random order, the mean |W| of a row has the
@@ -211,15 +199,16 @@ def are_heavy_alone(magnitudes: Magnitudes, squares: Floats) -> Bools:
     the shorter side.
 
     Args:
-        magnitudes: mean and largest |W|.
+        means: mean |W| of rows and columns.
+        largest: largest |W| of each slice, (slices,).
         squares: mean square of the elements of each slice, (slices,).
     """
-    rows, columns = magnitudes.rows, magnitudes.columns
+    rows, columns = means.rows, means.columns
     n_rows, n_columns = rows.shape[1], columns.shape[1]
     variance = squares - rows.mean(axis=1) ** 2
     most = (1 + ALIKE * (2 / min(n_rows, n_columns)) ** 0.5) * variance
     alike = (rows.var(axis=1) * n_columns <= most) & (columns.var(axis=1) * n_rows <= most)
-    return alike & (magnitudes.largest**2 > squares * (n_rows * n_columns) ** 0.5)
+    return alike & (largest**2 > squares * (n_rows * n_columns) ** 0.5)
 
 
 def sample_steps(size: int, *, columns_first: bool) -> tuple[int, int]:
@@ -273,8 +262,8 @@ def _are_heavy_alone(stack: Array, margins: Margins) -> Bools:
         by_row.append(magnitudes.mean(axis=2, dtype=np.float64))
         by_column += magnitudes.sum(axis=1, dtype=np.float64) / n_rows
         largest = np.maximum(largest, magnitudes.max(axis=(1, 2)))
-    means = Magnitudes(np.concatenate(by_row, axis=1), by_column, largest)
-    return are_heavy_alone(means, margins.rows.mean(axis=1))
+    means = Margins(np.concatenate(by_row, axis=1), by_column)
+    return are_heavy_alone(means, largest, margins.rows.mean(axis=1))
 
 
 def _refined(stack: Array, margins: Margins, *, columns_first: bool) -> Margins:
