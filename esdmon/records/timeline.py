@@ -77,7 +77,7 @@ class Timeline:
 
         Args:
             step: the step at which the run is continued.
-            alerts: those of the run, where another process has raised them; those of this timeline where left out.
+            alerts: alerts of the run, if another process has raised them; None for the alerts of this timeline.
         """
         self.stages = {name: [stage for stage in stages if stage.step <= step] for name, stages in self.stages.items()}
         earlier = [alert for alert in (self.alerts if alerts is None else alerts) if alert.step <= step]

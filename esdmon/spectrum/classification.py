@@ -142,7 +142,7 @@ def _is_over_regularized(spectrum: Spectrum, bulk: Bulk, phase: Phase) -> bool:
         return False
     fit = spectrum.power_law
     if spectrum.scales_of_rest is not None and phase is Phase.BULK_SPIKES and fit.xmin < bulk.edge:
-        return False  # a few spikes, and the end of noise of unequal scales, which is the other part of this tail
+        return False  # the tail consists of a few spikes and of the end of noise of unequal scales
     has_left = has_left_bulk(phase, xmin=fit.xmin, edge=bulk.edge, soft_rank=bulk.soft_rank, share=bulk.spike_share)
     return has_left and fit.alpha_high + 2 * fit.alpha_stderr < CRITICAL and not _is_lighter_beyond(spectrum, bulk)
 

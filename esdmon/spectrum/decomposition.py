@@ -33,8 +33,8 @@ _LOW_XMIN = 1e-4  # of λmax: above, alpha in float32 is within 6e-5 of that in 
 _EQUAL = 1e-5  # relative difference of neighbours that are equal but for the rounding of float32
 _EQUAL_SHARE = 0.1  # of the neighbours: 0 in noise and heavy tails (M from 32 to 2048), 0.49 to 1 where all repeat
 _MIN_M = PhaseThresholds().min_m
-_LOW_ALPHA = 2.0  # below which a layer may be over-regularised
-_ROUNDS = 4  # in which the number of spikes settles; our choice
+_LOW_ALPHA = 2.0  # below, a layer may be over-regularised
+_ROUNDS = 4  # at most, until the number of spikes settles; our choice
 
 
 class Stack(Protocol):
@@ -133,10 +133,10 @@ def _derived(stack: Stack, facts: Facts, name: str) -> Floats:
 
 
 def _beyond_spikes(one: Spectrum, stack: Stack) -> Spectrum:
-    """Return a spectrum with the scales of the noise under its spikes where its verdict may depend on them.
+    """Return a spectrum with scales that are measured without its spikes, if its phase may depend on them.
 
-    That is where alpha is below 2 and no law of noise explains the bulk below a few spikes. The number of spikes may
-    be too large at first, since the tail of noise of unequal scales is counted.
+    It may if alpha is below 2 and no law of noise explains the bulk below a few spikes. At first the tail of noise of
+    unequal scales may count as spikes, so the scales are measured again until the number of spikes settles.
     """
     for _ in range(_ROUNDS):
         bulk = one.bulk

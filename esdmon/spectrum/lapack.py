@@ -60,7 +60,7 @@ class ArrayStack:
         return self.measure_scales()
 
     def scales_of_rest(self, counts: Sequence[int]) -> Scales:
-        """Return those of the rest without the strongest directions of each slice."""
+        """Return the scales of the weight without the strongest directions of each slice."""
         return scales_of_rest(self.arrays["weight"], counts)
 
 

@@ -140,9 +140,10 @@ class PhaseReading:
     alpha_is_meaningful: bool = False
     """True if alpha describes a tail rather than the edge of noise."""
     over_regularized: bool = False
-    """True if alpha is meaningful, alpha_high + 2·alpha_stderr < 2, heavier than the critical tail (SETOL), and the
-    tail has left the bulk (`has_left_bulk`), is not one of large elements in random order, and is heavier than that
-    beyond the edge of the bulk too."""
+    """True if alpha is meaningful and alpha_high + 2·alpha_stderr < 2, the alpha of the critical tail (SETOL).
+
+    The tail must also extend beyond the bulk (`has_left_bulk`), must not be caused by single large elements in random
+    order, and must be heavier than the critical tail beyond the edge of the bulk too."""
 
 
 class Evidence(NamedTuple):

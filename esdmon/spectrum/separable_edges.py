@@ -45,7 +45,7 @@ class ScaleNodes(NamedTuple):
         return self.weights * np.array([1.0, self.ratio])[:, None, None]
 
     def of(self, slices: "slice | NDArray[np.intp]") -> "ScaleNodes":
-        """Return those of some slices."""
+        """Return the nodes of some slices."""
         return ScaleNodes(self.values[:, slices], self.weights[:, slices], self.ratio)
 
 
@@ -62,7 +62,7 @@ class Edges(NamedTuple):
     """(2, slices)."""
 
     def of(self, slices: "NDArray[np.intp]") -> "Edges":
-        """Return those of some slices."""
+        """Return the edges of some slices."""
         return Edges(*(values[..., slices] for values in self))
 
     def solution_at_upper(self, ratio: float) -> list[tuple[float, float]]:
