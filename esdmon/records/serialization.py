@@ -98,8 +98,9 @@ def alert_from_record(record: Mapping[str, Any]) -> Alert:
     """Return the alert that `Alert.to_record` was called on. Its `time` is NaN if it was undefined.
 
     Raises:
-        KeyError, TypeError: if the record lacks a field.
+        KeyError, TypeError, ValueError: if the record lacks a field, or has a severity that this version does not have.
     """
+    check_severity(record["severity"])
     optional = ("time", "evidence", "by_layer", "after")
     own = {field.name: record[field.name] for field in fields(Alert) if field.name not in optional}
     time = record.get("time")
