@@ -19,7 +19,7 @@ import numpy as np
 
 from esdmon.spectrum.arrays import Floats
 from esdmon.spectrum.decomposition import Precision
-from esdmon.spectrum.margins import Array
+from esdmon.spectrum.margins import Array, Margins, scales_of
 from esdmon.spectrum.rest import scales_of_rest
 from esdmon.spectrum.scales import Scales
 
@@ -34,7 +34,8 @@ class ArrayStack:
 
     arrays: Mapping[str, Array]
     """Arrays of shape (slices, rows, columns), by "weight", "shuffled", "equalised" and "windows"."""
-    measure_scales: Callable[[], Scales]
+    margins: Margins
+    """Mean squares of the rows and columns of the weight."""
 
     def eigenvalues(self, precision: Precision, *, of: str = "weight") -> Floats:
         """Return the eigenvalues of AᵀA, (slices, M)."""
@@ -57,7 +58,7 @@ class ArrayStack:
 
     def scales(self) -> Scales:
         """Return the scales of rows and columns."""
-        return self.measure_scales()
+        return scales_of(self.arrays["weight"], self.margins)
 
     def scales_of_rest(self, counts: Sequence[int]) -> Scales:
         """Return the scales of the weight without the strongest directions of each slice."""
