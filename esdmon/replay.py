@@ -188,7 +188,7 @@ def _layer(record: Record, path: Path) -> LayerReport:
 def _alert(record: Record, path: Path) -> Alert:
     try:
         return alert_from_record(record)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path}: a line of step {record['step']} is not a valid alert: {error!r}") from error
 
 

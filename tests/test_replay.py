@@ -205,6 +205,13 @@ def test_alerts_as_json(run: tuple[Path, esdmon.Monitor, MemorySink], capsys: py
         ('{"schema": 1, "kind": "la', "contains no whole line"),
         ('{"schema": 1, "kind": "note", "step": 0}\n' * 2, "contains no report of readings, only 2 note lines"),
         ('{"schema": 1, "kind": "alert", "step": 0}\n', "a line of step 0 is not a valid alert"),
+        (
+            (
+                '{"schema": 1, "kind": "alert", "id": "a:fc", "rule": "a", "severity": "fatal", "state": "firing", '
+                '"layer": "fc", "layers": ["fc"], "step": 5, "since": 3, "message": "it holds"}\n'
+            ),
+            "a line of step 5 is not a valid alert: .*the severity 'fatal' is unknown",
+        ),
         ("epoch,loss\n1,2\n", "line 1: not JSON: 'epoch,loss'. Pass the JSONL of a run"),
         ("epoch,loss", "line 1: not JSON: 'epoch,loss'"),
         ("\x89PNG\r\n\x1a\n\0", "line 1: not JSON but binary data"),

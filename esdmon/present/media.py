@@ -106,7 +106,7 @@ class ChangeSchedule:
         self._last_picture: dict[str, int] = {}  # step
 
     def due(self, report: Report) -> list[LayerReport]:
-        """Return the layers whose phase differs from the phase in their last picture, or at their first reading.
+        """Return the layers whose phase differs from that in their last picture, or, without one, from their first.
 
         A layer gets its next picture only when the run is twice as long as at its last picture, so that a layer on the
         border between two phases does not get a picture at every report.

@@ -152,16 +152,21 @@ class _Painter:
         firing = self._timeline.firing
         colour = _colour_of(firing[0]) if firing else _TEXT
         self._write(8, 2, f"{_how_many_fire(firing)} at step {self._last}", colour=colour, bold=True)
-        for line, episode in enumerate(firing[:2]):
-            layers = episode.alert.layers or ((episode.alert.layer,) if episode.alert.layer else ())
-            where = f" in {layers[0]}" if len(layers) == 1 else f" in {len(layers)} layers" if layers else ""
-            text = f"{episode.alert.rule}{where} since step {episode.alert.since}"
-            longer = text + not_at(episode.alert.since, episode.alert.after)
-            text = longer if self._font.getlength(masked(longer)) <= WIDTH - 16 else text
-            if len(layers) == 1:  # the rule and the step are not shortened
-                room = WIDTH - 16 - self._font.getlength(masked(text.replace(where, " in ", 1)))
-                text = text.replace(where, f" in {self._fitted(layers[0], room)}", 1)
-            self._write(8, 2 + (line + 1) * _LINE, text, width=WIDTH - 16, colour=_colour_of(episode))
+        for line, episode in enumerate(firing[:2], start=1):
+            text = self._alert_line(episode.alert, WIDTH - 16)
+            self._write(8, 2 + line * _LINE, text, width=WIDTH - 16, colour=_colour_of(episode))
+
+    def _alert_line(self, alert: Alert, width: float) -> str:
+        """Return rule, layers and step of an alert; to fit, the name of a single layer is shortened, not the others."""
+        layers = alert.layers or ((alert.layer,) if alert.layer else ())
+        where = f" in {layers[0]}" if len(layers) == 1 else f" in {len(layers)} layers" if layers else ""
+        since = f" since step {alert.since}"
+        longer = since + not_at(alert.since, alert.after)
+        if self._length(f"{alert.rule}{where}{longer}") <= width:
+            since = longer
+        if len(layers) == 1:
+            where = f" in {self._fitted(layers[0], width - self._length(f'{alert.rule} in {since}'))}"
+        return f"{alert.rule}{where}{since}"
 
     def _place(self) -> tuple[list[_Row], list[tuple[str, float]]]:
         """Return the row of each layer, and the labels with their vertical positions."""
@@ -254,6 +259,9 @@ class _Painter:
         text = self._fitted(text, width)
         left = x - self._font.getlength(text) if at == "right" else x
         self._pen.text((left, y), text, fill=colour, font=self._font, stroke_width=0.4 if bold else 0)
+
+    def _length(self, text: str) -> float:
+        return self._font.getlength(masked(text))
 
     def _fitted(self, text: str, width: float) -> str:
         """Return a text that fits, with `…` in place of its beginning, since names differ at their ends."""

@@ -9,8 +9,6 @@ from esdmon.spectrum import Phase
 NEARLY_FULL = 0.97
 """Share of the full rank below which a layer is near collapse; above it the alert `rank_collapse` ends."""
 
-_NO_VERDICT = "no verdict: the only layer could not be read"
-
 
 def verdict(layers: Sequence[LayerReport]) -> str:
     """Return one sentence: the number and names of the layers with each fault, and the phases of the others.
@@ -22,7 +20,8 @@ def verdict(layers: Sequence[LayerReport]) -> str:
     for layer in layers:
         by_state[_state(layer)].append(layer.name)
     if not any(layer.was_read for layer in layers):
-        return f"no verdict: none of {len(layers)} layers could be read" if len(layers) != 1 else _NO_VERDICT
+        what = "the only layer could not" if len(layers) == 1 else f"none of {len(layers)} layers could"
+        return f"no verdict: {what} be read"
     total = count(len(layers), "layer")
     faults = [f"{len(names)} {fault} ({named(names, most=2)})" for fault in _FAULTS if (names := by_state[fault])]
     states = [f"{len(names)} {state}" for state in _STATES if (names := by_state[state])]

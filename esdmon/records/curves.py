@@ -1,41 +1,20 @@
 """Compute the curves in the picture of a spectrum: density of eigenvalues, noise that fits the bulk, power law."""
 
-from collections.abc import Mapping
-from typing import Protocol, TypeAlias
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from esdmon.records.esd import Esd
-from esdmon.spectrum import Phase, mp_density, mp_edges
+from esdmon.spectrum import mp_density, mp_edges
+
+if TYPE_CHECKING:
+    from esdmon.records.layer import LayerReport
 
 Curve: TypeAlias = tuple[NDArray[np.float64], NDArray[np.float64]]
 """log₁₀ λ, and log₁₀ of the density in λ, of equal length."""
-
-
-class Layer(Protocol):
-    """The attributes of a `LayerReport` that a picture needs."""
-
-    @property
-    def name(self) -> str: ...  # noqa: D102 -- as there
-    @property
-    def step(self) -> int: ...  # noqa: D102
-    @property
-    def reason(self) -> str: ...  # noqa: D102
-    @property
-    def esd(self) -> Esd | None: ...  # noqa: D102
-    @property
-    def Q(self) -> float: ...  # noqa: D102, N802
-    @property
-    def n_eigenvalues(self) -> int: ...  # noqa: D102
-    @property
-    def measures(self) -> Mapping[str, float]: ...  # noqa: D102
-    @property
-    def phase(self) -> Phase: ...  # noqa: D102
-    @property
-    def alpha_text(self) -> str: ...  # noqa: D102
-    @property
-    def alpha_is_meaningful(self) -> bool: ...  # noqa: D102
 
 
 def heights(esd: Esd) -> NDArray[np.float64]:
@@ -45,7 +24,7 @@ def heights(esd: Esd) -> NDArray[np.float64]:
     return density
 
 
-def noise(layer: Layer, esd: Esd) -> Curve | None:
+def noise(layer: LayerReport, esd: Esd) -> Curve | None:
     """Return the density of the noise that fits the bulk; None if no bulk was found."""
     edge, sigma2 = layer.measures.get("bulk_edge", np.nan), layer.measures.get("bulk_sigma", np.nan) ** 2
     if not (np.isfinite(edge) and edge > 0 and sigma2 > 0):
@@ -60,7 +39,7 @@ def noise(layer: Layer, esd: Esd) -> Curve | None:
         return np.log10(inside * sigma2), np.log10(share * mp_density(inside, layer.Q) / sigma2)
 
 
-def power_law(layer: Layer, esd: Esd) -> Curve | None:
+def power_law(layer: LayerReport, esd: Esd) -> Curve | None:
     """Return the two ends of the fitted power law, which begins at xmin; None without a fit."""
     alpha, xmin, n_tail = (layer.measures.get(name, np.nan) for name in ("alpha", "xmin", "n_tail"))
     if not (np.isfinite(alpha) and alpha > 1 and xmin > 0 and n_tail > 0):

@@ -1,4 +1,4 @@
-"""Keep matplotlib's lines of level DEBUG out of a log that shows them."""
+"""Suppress what matplotlib logs at level DEBUG while a picture is drawn."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ Drawn = TypeVar("Drawn", "Figure", "Axes")
 
 @contextmanager
 def without_debugging_lines() -> Iterator[bool]:
-    """Filter lines of level DEBUG while a picture is drawn; the first one has about 80 for each font.
+    """Suppress lines of level DEBUG in a block, and yield whether they would be shown.
 
-    The value is whether they would be shown. Lines of other threads, in which the user draws, are not affected; neither
-    is anything after the picture.
+    The first picture has about 80 lines for each font. Lines of other threads, in which the user draws, are not
+    affected.
     """
     thread = threading.get_ident()
 

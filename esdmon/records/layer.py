@@ -315,9 +315,10 @@ class LayerReport:
 
     def _state(self) -> str:
         """Return the phase and its confidence if the status is ok, else the status."""
-        if self.status != "ok" or self.phase is Phase.UNCLASSIFIED:
-            return self.status if self.status != "ok" else self.phase.value
-        return f"{self.phase.value} (confidence {self.phase_confidence:.2f})"
+        if self.status != "ok":
+            return self.status
+        confidence = "" if self.phase is Phase.UNCLASSIFIED else f" (confidence {self.phase_confidence:.2f})"
+        return f"{self.phase.value}{confidence}"
 
     def _measure_rows(self) -> Iterator[list[str]]:
         """Yield name, value and the value of pure noise of each measure; alpha with its error and parentheses."""

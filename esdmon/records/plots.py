@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from esdmon.records.layer import LayerReport
+
 MAX_PANELS = 24
 """Layers in one figure of a report: more would be too small to read. Our choice."""
 _COLUMNS = 4
@@ -49,7 +51,7 @@ class Rows:
     """Step and layer of each alert that began."""
 
 
-def plot_layer(layer: curves.Layer, axes: Axes | None) -> Axes:
+def plot_layer(layer: LayerReport, axes: Axes | None) -> Axes:
     """Draw the spectrum of a layer, with a legend: see `LayerReport.plot`."""
     if layer.esd is None and layer.reason:
         raise InputError(f"{layer.name} has no spectrum at step {layer.step}: {layer.reason}")
@@ -62,12 +64,12 @@ def plot_layer(layer: curves.Layer, axes: Axes | None) -> Axes:
 
 
 @with_fonts_found
-def _in_new_figure(layer: curves.Layer) -> Axes:
+def _in_new_figure(layer: LayerReport) -> Axes:
     _, axes = _pyplot().subplots(figsize=(6.4, 4.2), layout="constrained")
     return _on_axes(axes, layer)
 
 
-def _on_axes(axes: Axes, layer: curves.Layer) -> Axes:
+def _on_axes(axes: Axes, layer: LayerReport) -> Axes:
     _draw_spectrum(axes, layer)
     axes.set_title(_plain(shorten(layer.name, _LONGEST_NAME)), loc="left", fontsize="medium")
     axes.set_title(layer.phase.value, loc="right", fontsize="medium", color=PHASE_HEX[layer.phase])
@@ -77,7 +79,7 @@ def _on_axes(axes: Axes, layer: curves.Layer) -> Axes:
 
 
 @with_fonts_found
-def plot_layers(layers: Sequence[curves.Layer], *, total: int) -> Figure:
+def plot_layers(layers: Sequence[LayerReport], *, total: int) -> Figure:
     """Draw the spectra of several layers: see `Report.plot`.
 
     Args:
@@ -113,47 +115,54 @@ def plot_layers(layers: Sequence[curves.Layer], *, total: int) -> Figure:
 @with_fonts_found
 def plot_course(rows: Rows) -> Figure:
     """Draw the phases of all layers over the steps, the alerts on them, and alpha where it is meaningful."""
-    from matplotlib.colors import ListedColormap  # noqa: PLC0415 -- `_pyplot` says if it is missing
-
     height = min(0.32 * len(rows.states) + 0.8, 9.0)
     figure: Figure
     figure, (top, bottom) = _pyplot().subplots(
         2, 1, sharex=True, figsize=(9, height + 3), height_ratios=(height, 2.4), layout="constrained"
     )
-    names = list(rows.states)
-    order = [*_STATES, "not ok"]
-    colours = [*_STATES.values(), _NOT_OK]
-    codes = [
-        [order.index(state if state in _STATES else "not ok") if state else math.nan for state in rows.states[name]]
-        for name in names
-    ]
+    labels = [_plain(name) for name in shorten_all(list(rows.states), _MAX_NAME)]
+    _draw_phases(top, rows, labels)
+    has_alerts = _mark_alerts(top, rows)
+    shown = {state for states in rows.states.values() for state in states if state}
+    _add_phase_legend(figure, shown, has_alerts=has_alerts)
+    _draw_alphas(bottom, rows, labels)
+    return figure
+
+
+def _draw_phases(axes: Axes, rows: Rows, labels: Sequence[str]) -> None:
+    """Draw a map with a row for each layer, in the colours of its phases."""
+    from matplotlib.colors import ListedColormap  # noqa: PLC0415 -- `_pyplot` says if it is missing
+
+    codes = {state: float(code) for code, state in enumerate(_STATES)} | {"": math.nan}
+    image = np.array([[codes.get(state, len(_STATES)) for state in states] for states in rows.states.values()], float)
     # A reading holds from its step to the next one.
     last = rows.steps[-1] + (rows.steps[-1] - rows.steps[-2] if len(rows.steps) > 1 else 1)
-    top.pcolormesh(
-        [*rows.steps, last],
-        np.arange(len(names) + 1),
-        np.array(codes, float),
-        cmap=ListedColormap(colours),
-        vmin=-0.5,
-        vmax=len(order) - 0.5,
-    )
-    every = math.ceil(len(names) / _MAX_LABELS)
-    labels = dict(zip(names, map(_plain, shorten_all(names, _MAX_NAME)), strict=True))
-    top.set_yticks(np.arange(0, len(names), every) + 0.5, [labels[name] for name in names[::every]], fontsize="small")
-    top.invert_yaxis()
+    colours = ListedColormap([*_STATES.values(), _NOT_OK])
+    edges = np.arange(len(labels) + 1)
+    axes.pcolormesh([*rows.steps, last], edges, image, cmap=colours, vmin=-0.5, vmax=len(_STATES) + 0.5)
+    every = math.ceil(len(labels) / _MAX_LABELS)
+    axes.set_yticks(edges[:-1:every] + 0.5, labels[::every], fontsize="small")
+    axes.invert_yaxis()
+
+
+def _mark_alerts(axes: Axes, rows: Rows) -> bool:
+    """Draw a triangle where an alert began in a layer of the map, and return whether there is one."""
+    names = list(rows.states)
     places = [(step, names.index(name) + 0.5) for step, name in rows.alerts if name in names]
     if places:
         x, y = zip(*places, strict=True)
-        top.plot(x, y, "v", color="white", mec="black", ms=8, ls="", clip_on=False)
-    _add_phase_legend(figure, {state for states in rows.states.values() for state in states if state}, bool(places))
-    for name in names:
+        axes.plot(x, y, "v", color="white", mec="black", ms=8, ls="", clip_on=False)
+    return bool(places)
+
+
+def _draw_alphas(axes: Axes, rows: Rows, labels: Sequence[str]) -> None:
+    for label, name in zip(labels, rows.states, strict=True):
         is_known = np.isfinite(np.asarray(rows.alphas[name], float)).any()
-        bottom.plot(rows.steps, rows.alphas[name], ".-", lw=1.2, ms=4, label=labels[name] if is_known else "_")
-    bottom.axhline(2, color="gray", lw=1, ls="--", label="below: over-regularised")
-    bottom.set(xlabel="step", ylabel="alpha, where meaningful")
-    if len(names) <= _MAX_LINES:
-        bottom.legend(frameon=False, fontsize="small", ncols=2)
-    return figure
+        axes.plot(rows.steps, rows.alphas[name], ".-", lw=1.2, ms=4, label=label if is_known else "_")
+    axes.axhline(2, color="gray", lw=1, ls="--", label="below: over-regularised")
+    axes.set(xlabel="step", ylabel="alpha, where meaningful")
+    if len(labels) <= _MAX_LINES:
+        axes.legend(frameon=False, fontsize="small", ncols=2)
 
 
 def _pyplot() -> Any:
@@ -164,7 +173,7 @@ def _pyplot() -> Any:
     return plt
 
 
-def _draw_spectrum(axes: Axes, layer: curves.Layer) -> None:
+def _draw_spectrum(axes: Axes, layer: LayerReport) -> None:
     from matplotlib.ticker import LogLocator  # noqa: PLC0415 -- `_pyplot` says if it is missing
 
     esd = layer.esd
@@ -203,7 +212,7 @@ def _draw_spectrum(axes: Axes, layer: curves.Layer) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _add_phase_legend(figure: Figure, states: set[str], has_alerts: bool) -> None:  # noqa: FBT001 -- private
+def _add_phase_legend(figure: Figure, states: set[str], *, has_alerts: bool) -> None:
     from matplotlib.lines import Line2D  # noqa: PLC0415 -- optional
     from matplotlib.patches import Patch  # noqa: PLC0415
 

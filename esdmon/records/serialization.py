@@ -68,13 +68,11 @@ def to_plain(record: LayerReport | Alert | Esd | LayerFinding) -> Plain:
 
 def layer_from_plain(plain: Mapping[str, Any]) -> LayerReport:
     """Return the layer that `to_plain` was called with, without fields that only a newer version has."""
-    esd = plain["esd"] and Esd(**{key: _tuple(value) for key, value in known(plain["esd"], _ESD_FIELDS).items()})
-    settled = plain.get("settled") and Phase(plain["settled"])
     converted = {
         "phase": Phase(plain["phase"]),
-        "settled": settled,
+        "settled": plain.get("settled") and Phase(plain["settled"]),
         "aliases": tuple(plain["aliases"]),
-        "esd": esd,
+        "esd": _esd(plain["esd"]),
         "spectral_shape": tuple(plain.get("spectral_shape", ())),
     }
     return LayerReport(**known(plain, _FIELDS) | converted)
@@ -100,8 +98,9 @@ def alert_from_record(record: Mapping[str, Any]) -> Alert:
     """Return the alert that `Alert.to_record` was called on. Its `time` is NaN if it was undefined.
 
     Raises:
-        KeyError, TypeError: if the record lacks a field.
+        KeyError, TypeError, ValueError: if the record lacks a field, or has a severity that this version does not have.
     """
+    check_severity(record["severity"])
     optional = ("time", "evidence", "by_layer", "after")
     own = {field.name: record[field.name] for field in fields(Alert) if field.name not in optional}
     time = record.get("time")
@@ -128,7 +127,7 @@ def layer_from_record(record: Mapping[str, Any]) -> LayerReport:
     own["phase"] = Phase(own["phase"]) if own.get("phase") in _PHASES else Phase.UNCLASSIFIED
     own["aliases"] = tuple(own.get("aliases") or ())
     own |= {key: math.nan for key in _RATIOS if own.get(key) is None}
-    own["esd"] = None if record.get("esd") is None else _esd_from_record(record["esd"])
+    own["esd"] = _esd(record.get("esd"))
     measures: dict[str, float] = {}
     nulls: dict[str, float] = {}
     for key, value in record.items():
@@ -155,12 +154,12 @@ def esd_to_record(esd: Esd) -> Plain:
     return record | {"top": [rounded(value, 4) for value in esd.top]}
 
 
-def _esd_from_record(record: Mapping[str, Any]) -> Esd:
-    return Esd(**{key: _tuple(value) for key, value in record.items() if key in _ESD_FIELDS})
-
-
-def _tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+def _esd(saved: Mapping[str, Any] | None) -> Esd | None:
+    if saved is None:
+        return None
+    values = known(saved, _ESD_FIELDS)
+    values |= {key: tuple(value) for key, value in values.items() if isinstance(value, list)}
+    return Esd(**values)
 
 
 def _plain_value(value: Any) -> Any:

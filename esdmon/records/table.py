@@ -34,16 +34,12 @@ def format_table(
     enco…0.weight   2.31
     """
     rows = [[printable(cell) for cell in row] for row in rows]
+    _, *others = _widths([header, *rows])
     if width is not None:
-        names = without_common_prefix([row[0] for row in rows])
+        room = max(width - sum(others) - len(_GAP) * len(others), len(header[0]), 8)
+        names = shorten_all(without_common_prefix([row[0] for row in rows]), room)
         rows = [[name, *row[1:]] for name, row in zip(names, rows, strict=True)]
-    columns = list(zip(header, *rows, strict=True))
-    widths = [max(map(len, column)) for column in columns]
-    if width is not None:
-        others = sum(widths[1:]) + len(_GAP) * (len(widths) - 1)
-        widths[0] = min(widths[0], max(width - others, len(header[0]), 8))
-        names = shorten_all([row[0] for row in rows], widths[0])
-        rows = [[name, *row[1:]] for name, row in zip(names, rows, strict=True)]
+    widths = _widths([header, *rows])
     return "\n".join(_line(row, widths, left) for row in (header, *rows))
 
 
@@ -173,10 +169,13 @@ def _cut(column: Sequence[str], length: int | None) -> Sequence[str]:
     return cut if len(set(cut)) == len(set(column)) else column
 
 
+def _widths(rows: Iterable[Sequence[str]]) -> list[int]:
+    return [max(map(len, column)) for column in zip(*rows, strict=True)]
+
+
 def _line(row: Sequence[str], widths: Sequence[int], left: Collection[int]) -> str:
-    cells = [shorten(row[0], widths[0]), *row[1:]]
     aligned = [
         cell.ljust(width) if column in left else cell.rjust(width)
-        for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        for column, (cell, width) in enumerate(zip(row, widths, strict=True))
     ]
     return _GAP.join(aligned).rstrip()

@@ -16,7 +16,7 @@ HEADER = ("layer", "N × M", "phase", "alpha", "soft rank", "spikes")
 
 def layer_table(layers: Sequence[LayerReport]) -> str:
     """Return a table of 80 columns, and lines on layers that are not ok, are unclassified, or look like noise."""
-    return "\n".join([format_table(HEADER, [row(layer) for layer in layers], left=(0, 2)), *notes(layers)])
+    return "\n".join([_table(layers), *notes(layers)])
 
 
 def notes(layers: Sequence[LayerReport]) -> list[str]:
@@ -41,11 +41,15 @@ def alpha_note(layers: Sequence[LayerReport]) -> list[str]:
 def short_table(layers: Sequence[LayerReport], *, most: int) -> str:
     """Return the table without notes; of more than `most` layers, only the first and last rows."""
     if len(layers) <= most:
-        return format_table(HEADER, [row(layer) for layer in layers], left=(0, 2))
+        return _table(layers)
     ends = [*layers[: most // 2], *layers[-(most // 2) :]]
-    lines = format_table(HEADER, [row(layer) for layer in ends], left=(0, 2)).splitlines()
+    lines = _table(ends).splitlines()
     lines.insert(1 + most // 2, f"… {len(layers) - len(ends)} more layers")
     return "\n".join(lines)
+
+
+def _table(layers: Sequence[LayerReport]) -> str:
+    return format_table(HEADER, [row(layer) for layer in layers], left=(0, 2))
 
 
 def counted(layers: Iterable[LayerReport]) -> str:

@@ -63,7 +63,8 @@ class Timeline:
     def alert(self, alert: Alert) -> None:
         """Add an alert that has begun, grown or ended."""
         self.alerts.append(alert)
-        number = next((n for n, each in enumerate(self.episodes) if each.ended is None and _same(each, alert)), None)
+        open_ones = (n for n, each in enumerate(self.episodes) if each.ended is None and each.alert.id == alert.id)
+        number = next(open_ones, None)
         if number is None and alert.state == "firing":
             self.episodes.append(Episode(alert, alert))
         elif number is not None and alert.state == "firing":
@@ -76,7 +77,7 @@ class Timeline:
 
         Args:
             step: the step at which the run is continued.
-            alerts: those of the run, where another process has raised them; those of this timeline where left out.
+            alerts: alerts of the run, if another process has raised them; None for the alerts of this timeline.
         """
         self.stages = {name: [stage for stage in stages if stage.step <= step] for name, stages in self.stages.items()}
         earlier = [alert for alert in (self.alerts if alerts is None else alerts) if alert.step <= step]
@@ -112,7 +113,3 @@ class Timeline:
         """Return the alerts that have not ended, the worst first."""
         open_ones = (episode for episode in self.episodes if episode.ended is None)
         return sorted(open_ones, key=lambda episode: SEVERITIES.index(episode.alert.severity))
-
-
-def _same(episode: Episode, alert: Alert) -> bool:
-    return episode.alert.id == alert.id

@@ -19,7 +19,7 @@ Record: TypeAlias = dict[str, Any]
 
 
 def jsonable(value: Any) -> Any:
-    """Return a number of any library as Python's own, None for NaN and ±infinity, other values unchanged."""
+    """Return a number of any library as a Python number, None for NaN and ±infinity, other values unchanged."""
     if isinstance(value, bool) or not isinstance(value, Real):
         return value
     if isinstance(value, Integral):
@@ -28,7 +28,7 @@ def jsonable(value: Any) -> Any:
 
 
 def whole(value: Any) -> int | None:
-    """Return a whole number of any library as Python's own, as of a tensor of one element; None for anything else.
+    """Return an integer of any library, such as a tensor of one element, as a Python int; None for anything else.
 
     >>> whole(7), whole(7.0), whole("7"), whole(True)
     (7, None, None, None)

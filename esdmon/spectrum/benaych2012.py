@@ -30,5 +30,4 @@ def spike_strengths(spectrum: Spectrum) -> Floats:
         return np.empty(0)
     ratio = 1 / spectrum.q
     b = bulk.standardised[bulk.standardised.size - bulk.n_spikes :] * mp_edges(spectrum.q)[1] - 1 - ratio
-    strengths: Floats = np.sqrt((b + np.sqrt(np.maximum(b**2 - 4 * ratio, 0))) / 2)
-    return strengths
+    return np.sqrt((b + np.sqrt(np.maximum(b**2 - 4 * ratio, 0))) / 2)

@@ -9,8 +9,8 @@ repeated until k no longer changes.
 
 Noise with rows and columns of different scales does not have the Marchenko-Pastur law, so where that does not explain
 the whole spectrum, and the scales are known, the bulk is fitted with the law of noise of these scales as well. Spikes
-and single large rows distort the measured scales: if neither law fits, scales corrected for them are tried, and those
-measured without the strongest directions, where they were.
+and single large rows distort the measured scales. If neither law fits, scales corrected for them are tried, and, if
+they are known, the scales without the strongest directions.
 
 Convolutions pool the spectra of their kernel positions. Each slice has its own σ² and its own law, and the false-alarm
 level is split among them.
@@ -145,32 +145,33 @@ def fit_scaled(
         n: N, the longer side of a slice.
         scales: the scales of the rows and columns.
         laws: computes the laws of noise of a profile.
-        rest: scales of what is left without the spikes, where they were measured.
+        rest: the scales without the strongest directions; None if they are not known.
     """
-    m = by_slice.shape[1]
+    measured = scales.profile()
     if plain is None:
-        return _fit_without_plain(by_slice, n, scales.profile(), laws)
+        return _fit_without_plain(by_slice, n, measured, laws)
 
-    def fit(profile: Profile) -> Bulk:
+    def fit_with(profile: Profile) -> Bulk:
         return plain if profile.is_flat else _fit(by_slice, n, laws(profile), 0.0, is_scaled=True)
 
-    measured = scales.profile()
-    fits = [fit(measured), plain]
+    fits = [fit_with(measured), plain]
     if not any(map(is_clean, fits)):
         shares = _squared_shares(by_slice, min(fits, key=lambda fit: fit.n_spikes).spikes)
         corrected = scales.profile(spikes=shares)
         if corrected.differs_from(measured):
-            fits.append(fit(corrected))
+            fits.append(fit_with(corrected))
         if rest is not None:
-            fits.append(fit(rest.profile()))
-    clean = [fit for fit in fits if is_clean(fit)]
-    if clean:
-        return clean[0]
+            fits.append(fit_with(rest.profile()))
+    for fit in fits:
+        if is_clean(fit):
+            return fit
     if fits[0].n_spikes == 0 and (clipped := scales.profile(clipped=True)).differs_from(measured):
-        last = fit(clipped)
+        last = fit_with(clipped)
         if is_clean(last):
             return last
-    return min([fit for fit in fits if fit.is_found and (fit.n_spikes or fit.ks <= _NEAR * m)] or fits, key=_misfit)
+    near = _NEAR * by_slice.shape[1]
+    explaining = [fit for fit in fits if fit.is_found and (fit.n_spikes or fit.ks <= near)]
+    return min(explaining or fits, key=_misfit)
 
 
 def _fit_without_plain(by_slice: Floats, n: int, profile: Profile, laws: Laws) -> Bulk | None:

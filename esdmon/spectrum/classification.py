@@ -7,19 +7,7 @@ import numpy as np
 from esdmon.calls import explain_wrong_calls
 from esdmon.spectrum.bulk import Bulk, spike_reach
 from esdmon.spectrum.confidence import dead_shares, is_collapsed, to_other_phase, to_other_rank
-from esdmon.spectrum.phases import (
-    CRITICAL,
-    Evidence,
-    Phase,
-    PhaseReading,
-    PhaseThresholds,
-    accepts_power_law,
-    clean_ks_limit,
-    decide,
-    few_spikes,
-    has_bulk,
-    has_left_bulk,
-)
+from esdmon.spectrum.phases import CRITICAL, Evidence, Phase, PhaseReading, PhaseThresholds, decide, has_left_bulk
 from esdmon.spectrum.spectrum import Spectrum
 from esdmon.spectrum.traps import trap
 from esdmon.spectrum.vuong1989 import power_law_against_exponential
@@ -48,13 +36,13 @@ def classify(spectrum: Spectrum, thresholds: PhaseThresholds | None = None) -> P
     bulk = spectrum.bulk
     if bulk is None:
         return PhaseReading(Phase.UNCLASSIFIED, 0.0, "Half of the eigenvalues of a slice are zero: it has no bulk.")
-    evidence = _evidence(spectrum, bulk)
-    phase = decide(evidence, limits)
+    evidence = _evidence(spectrum, bulk, limits)
+    phase = decide(evidence)
     confidence = 0.0
     if phase is not Phase.UNCLASSIFIED:
-        confidence = min(to_other_phase(evidence, phase, limits), to_other_rank(spectrum, limits))
-    is_meaningful = _alpha_is_meaningful(spectrum, evidence, phase, limits)
-    explanation = " ".join((_explain(phase, evidence, spectrum, bulk, limits), *_remarks(spectrum, phase)))
+        confidence = min(to_other_phase(evidence, phase), to_other_rank(spectrum, limits))
+    is_meaningful = _alpha_is_meaningful(spectrum, evidence, phase)
+    explanation = " ".join((_explain(phase, evidence, spectrum, bulk), *_remarks(spectrum, phase)))
     if (is_meaningful or phase is Phase.HEAVY_TAILED) and _is_of_scales(spectrum):
         explanation += " Noise with the same row and column scales has such a tail too."
         is_meaningful = False
@@ -105,9 +93,10 @@ def _refusal(spectrum: Spectrum, limits: PhaseThresholds) -> str:
     return f"M is below {limits.min_m}: too small to distinguish noise from structure." if is_small else ""
 
 
-def _evidence(spectrum: Spectrum, bulk: Bulk) -> Evidence:
+def _evidence(spectrum: Spectrum, bulk: Bulk, limits: PhaseThresholds) -> Evidence:
     fit = spectrum.power_law
     return Evidence(
+        limits=limits,
         soft_rank=bulk.soft_rank,
         spikes=bulk.n_spikes,
         size=spectrum.eigenvalues.size,
@@ -123,8 +112,8 @@ def _evidence(spectrum: Spectrum, bulk: Bulk) -> Evidence:
     )
 
 
-def _alpha_is_meaningful(spectrum: Spectrum, e: Evidence, phase: Phase, limits: PhaseThresholds) -> bool:
-    fit = spectrum.power_law
+def _alpha_is_meaningful(spectrum: Spectrum, e: Evidence, phase: Phase) -> bool:
+    fit, limits = spectrum.power_law, e.limits
     return (
         phase in (Phase.BULK_SPIKES, Phase.BULK_DECAY, Phase.HEAVY_TAILED)
         and e.n_tail >= limits.min_n_tail
@@ -142,7 +131,7 @@ def _is_over_regularized(spectrum: Spectrum, bulk: Bulk, phase: Phase) -> bool:
         return False
     fit = spectrum.power_law
     if spectrum.scales_of_rest is not None and phase is Phase.BULK_SPIKES and fit.xmin < bulk.edge:
-        return False  # a few spikes, and the end of noise of unequal scales, which is the other part of this tail
+        return False  # the tail consists of a few spikes and of the end of noise of unequal scales
     has_left = has_left_bulk(phase, xmin=fit.xmin, edge=bulk.edge, soft_rank=bulk.soft_rank, share=bulk.spike_share)
     return has_left and fit.alpha_high + 2 * fit.alpha_stderr < CRITICAL and not _is_lighter_beyond(spectrum, bulk)
 
@@ -165,22 +154,23 @@ def _is_of_scales(spectrum: Spectrum) -> bool:
     return any(noise.power_law.alpha < 2 for noise in spectrum.noises_of_scales)
 
 
-def _explain(phase: Phase, e: Evidence, spectrum: Spectrum, bulk: Bulk, limits: PhaseThresholds) -> str:
+def _explain(phase: Phase, e: Evidence, spectrum: Spectrum, bulk: Bulk) -> str:
     noise = "that of noise with the same row and column scales" if bulk.is_scaled else "that of noise"
     nearly = (Phase.RANDOM_LIKE, Phase.BLEEDING_OUT, Phase.BULK_SPIKES)
-    is_near = phase in nearly and e.ks > clean_ks_limit(e, limits)
+    is_near = phase in nearly and e.ks > e.clean_ks_limit
     clean = f"nearly {noise} (KS {e.ks / e.m:.3f})" if is_near else f"{noise} (KS·M {e.ks:.1f})"
     tail = f"alpha {e.alpha:.2f} on {spectrum.power_law.n_tail} eigenvalues"
     if phase is Phase.RANDOM_LIKE:
         return f"No eigenvalue is above the bulk, and the bulk is {clean}.{_below_the_edge(spectrum, bulk)}"
     if e.spikes == 0:
         return f"No eigenvalue is above the bulk, yet the bulk is not random (KS·M {e.ks:.1f}): {_other_shape(bulk)}."
-    if not has_bulk(e, limits):
-        law = "is a power law" if phase is Phase.HEAVY_TAILED else f"is no power law below alpha {limits.heavy_alpha:g}"
-        return f"No bulk of noise was found: {_why_no_bulk(e, limits)}. The tail {law}: {tail}{_why_no_law(e, limits)}."
+    if not e.has_bulk:
+        is_heavy = phase is Phase.HEAVY_TAILED
+        law = "is a power law" if is_heavy else f"is no power law below alpha {e.limits.heavy_alpha:g}"
+        return f"No bulk of noise was found: {_why_no_bulk(e)}. The tail {law}: {tail}{_why_no_law(e)}."
     times = 1 / e.soft_rank if e.soft_rank > 0 else math.inf
     count = f"{e.spikes:.0f} eigenvalue{'' if e.spikes == 1 else 's'}"
-    why = "more than a few" if e.spikes > few_spikes(e.size, limits) else f"but the bulk is not {clean}"
+    why = "more than a few" if e.spikes > e.few_spikes else f"but the bulk is not {clean}"
     rest = {
         Phase.BULK_SPIKES: f"; the bulk is {clean}",
         Phase.BLEEDING_OUT: f", none of them far; the bulk is {clean}",
@@ -197,16 +187,14 @@ def _other_shape(bulk: Bulk) -> str:
     return "orthogonal or rescaled weights look like this"
 
 
-def _why_no_bulk(e: Evidence, limits: PhaseThresholds) -> str:
-    if e.share > limits.max_spike_share:
+def _why_no_bulk(e: Evidence) -> str:
+    if e.share > e.limits.max_spike_share:
         return f"{e.share:.0%} of the eigenvalues are above the best fit"
     return f"the lower part differs from noise (KS {e.ks / e.m:.2f})"
 
 
-def _why_no_law(e: Evidence, limits: PhaseThresholds) -> str:
-    if accepts_power_law(e, limits):
-        return ""
-    return f", D·√n {e.tail_ks:.2f}, ratio to an exponential {e.ratio:.1f}"
+def _why_no_law(e: Evidence) -> str:
+    return "" if e.accepts_power_law else f", D·√n {e.tail_ks:.2f}, ratio to an exponential {e.ratio:.1f}"
 
 
 def _below_the_edge(spectrum: Spectrum, bulk: Bulk) -> str:

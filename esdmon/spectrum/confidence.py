@@ -9,31 +9,21 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from esdmon.spectrum.phases import (
-    Evidence,
-    Phase,
-    PhaseThresholds,
-    bulk_ks_limit,
-    clean_ks_limit,
-    decide,
-    few_beside,
-    few_spikes,
-    near_ks_limit,
-)
+from esdmon.spectrum.phases import Evidence, Phase, PhaseThresholds, decide
 from esdmon.spectrum.spectrum import Spectrum
 
 _FAR = math.log(1.5)
 _BESIDE = 1e-9  # relative distance from a border of the values tried on either side of it
 
 
-def to_other_phase(evidence: Evidence, phase: Phase, limits: PhaseThresholds) -> float:
+def to_other_phase(evidence: Evidence, phase: Phase) -> float:
     """Return the distance to the nearest values of the evidence that give another phase, at most 1.
 
     If several pieces of evidence change, the largest single distance counts.
     """
     names = ("soft_rank", "spikes", "share", "ks", "alpha", "tail_ks", "ratio", "n_tail", "beside")
     choices = {name: [(getattr(evidence, name), 0.0)] for name in names}
-    for name, value, distance in _across_borders(evidence, limits):
+    for name, value, distance in _across_borders(evidence):
         if distance < 1:
             choices[name].append((value, distance))
     nearest = 1.0
@@ -41,21 +31,22 @@ def to_other_phase(evidence: Evidence, phase: Phase, limits: PhaseThresholds) ->
         distance = max(part for _, part in chosen)
         if distance < nearest:
             values = dict(zip(choices, (value for value, _ in chosen), strict=True))
-            if decide(evidence._replace(**values), limits) is not phase:
+            if decide(evidence._replace(**values)) is not phase:
                 nearest = distance
     return nearest
 
 
-def _across_borders(e: Evidence, limits: PhaseThresholds) -> Iterator[tuple[str, float, float]]:
+def _across_borders(e: Evidence) -> Iterator[tuple[str, float, float]]:
     """Yield (piece of evidence, value across a border, distance to it) for every border."""
+    limits = e.limits
     for name, border in (
         ("soft_rank", limits.bleeding_soft_rank),
         ("soft_rank", limits.heavy_soft_rank),
         ("soft_rank", limits.far_soft_rank),
         ("share", limits.max_spike_share),
-        ("ks", clean_ks_limit(e, limits)),
-        ("ks", near_ks_limit(e, limits)),
-        ("ks", bulk_ks_limit(e.m, limits)),
+        ("ks", e.clean_ks_limit),
+        ("ks", e.near_ks_limit),
+        ("ks", e.bulk_ks_limit),
         ("alpha", limits.heavy_alpha),
         ("tail_ks", limits.heavy_ks),
     ):
@@ -67,10 +58,10 @@ def _across_borders(e: Evidence, limits: PhaseThresholds) -> Iterator[tuple[str,
     beyond = limits.heavy_ratio + (_BESIDE if e.ratio <= limits.heavy_ratio else -_BESIDE)
     yield "ratio", beyond, abs(e.ratio - limits.heavy_ratio)
     shares = (limits.heavy_share, limits.far_share)
-    for last in (math.floor(few_spikes(e.size, limits)), *(math.ceil(share * e.size) - 1 for share in shares)):
+    for last in (math.floor(e.few_spikes), *(math.ceil(share * e.size) - 1 for share in shares)):
         if last >= 1:
             yield "spikes", last + 1 if e.spikes <= last else last, _distance_of_count(e.spikes, last)
-    last = few_beside(e.spikes, limits)
+    last = e.few_beside
     yield "beside", last + 1 if e.beside <= last else last, _distance_of_count(e.beside, last)
     yield "spikes", 0 if e.spikes else 1, _distance(e.reach, 1)
     last = limits.min_n_tail - 1

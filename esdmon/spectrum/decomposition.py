@@ -11,6 +11,7 @@ A itself are computed.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
@@ -32,8 +33,8 @@ _LOW_XMIN = 1e-4  # of λmax: above, alpha in float32 is within 6e-5 of that in 
 _EQUAL = 1e-5  # relative difference of neighbours that are equal but for the rounding of float32
 _EQUAL_SHARE = 0.1  # of the neighbours: 0 in noise and heavy tails (M from 32 to 2048), 0.49 to 1 where all repeat
 _MIN_M = PhaseThresholds().min_m
-_LOW_ALPHA = 2.0  # below which a layer may be over-regularised
-_ROUNDS = 4  # in which the number of spikes settles; our choice
+_LOW_ALPHA = 2.0  # below, a layer may be over-regularised
+_ROUNDS = 4  # at most, until the number of spikes settles; our choice
 
 
 class Stack(Protocol):
@@ -52,7 +53,7 @@ class Stack(Protocol):
         """Return the scales of rows and columns of the weight."""
 
     def scales_of_rest(self, counts: Sequence[int]) -> Scales:
-        """Return those of the weight without its strongest directions, of which each slice has a count."""
+        """Return the scales of the weight without the strongest directions of each slice; `counts` says how many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,60 +88,55 @@ def spectrum_of(stack: Stack, facts: Facts, laws: Laws = separable_laws) -> Spec
         facts: properties of the weight.
         laws: computes the laws of noise with the scales of rows and columns.
     """
-    n, m = facts.shape
+    one = _decomposed(stack, facts)
+    if not facts.may_have_scales:
+        return one
+    plain = one.plain_bulk
+    if plain is not None and is_noise(plain):  # noise of equal scales needs none
+        return one
+    return _beyond_spikes(one.with_scales(stack.scales(), laws), stack)
+
+
+def _decomposed(stack: Stack, facts: Facts) -> Spectrum:
+    """Return the spectrum of a stack without its scales, in float32 where this is accurate enough."""
+    (n, m), also = facts.shape, facts.also
     to_spectrum = facts.scale**2 / n
-    usual: Precision = "float64" if facts.exact else "float32"
-
-    def derived(name: str) -> Floats:
-        lam = stack.eigenvalues(usual, of=name)
-        return lam if facts.exact or _has_few_small(lam) else stack.eigenvalues("float64", of=name)
-
-    shuffled = derived("shuffled") * to_spectrum if "shuffled" in facts.also else None
-    equalised = derived("equalised") / n if "equalised" in facts.also else None
-    windows = derived("windows") * facts.scale**2 / m if "windows" in facts.also else None
-
-    def spectrum(lam: Floats, used: Precision, *, from_gram: bool = True, vectors: Floats | None = None) -> Spectrum:
-        return Spectrum.from_eigenvalues(
-            lam * to_spectrum,
-            shape=facts.shape,
-            # The matrix that represents a product has its singular values, but not its elements.
-            elements=None if facts.view in PRODUCTS else facts.elements,
-            dtype=facts.dtype,
-            view=facts.view,
-            kind=facts.kind,
-            precision=used,
-            from_gram=from_gram,
-            vectors=vectors,
-            shuffled=shuffled,
-            equalised=equalised,
-            windows=windows,
-        )
-
-    def with_scales(one: Spectrum) -> Spectrum:
-        if not facts.may_have_scales:
-            return one
-        plain = one.plain_bulk
-        is_equal = plain is not None and is_noise(plain)  # noise of equal scales needs none
-        return one if is_equal else _beyond_spikes(one.with_scales(stack.scales(), laws), stack)
-
-    if "vectors" in facts.also:
+    create = partial(
+        Spectrum.from_eigenvalues,
+        shape=facts.shape,
+        # The matrix that represents a product has its singular values, but not its elements.
+        elements=None if facts.view in PRODUCTS else facts.elements,
+        dtype=facts.dtype,
+        view=facts.view,
+        kind=facts.kind,
+        shuffled=_derived(stack, facts, "shuffled") * to_spectrum if "shuffled" in also else None,
+        equalised=_derived(stack, facts, "equalised") / n if "equalised" in also else None,
+        windows=_derived(stack, facts, "windows") * facts.scale**2 / m if "windows" in also else None,
+    )
+    if "vectors" in also:
         lam, vectors = stack.eigenvectors()
-        return with_scales(spectrum(lam, "float64", vectors=vectors))
+        return create(lam * to_spectrum, vectors=vectors)
     if not facts.exact:
-        quick = spectrum(stack.eigenvalues("float32"), "float32")
+        quick = create(stack.eigenvalues("float32") * to_spectrum, precision="float32")
         if _is_safe(quick):
-            return with_scales(quick)
-    full = spectrum(stack.eigenvalues("float64"), "float64")
+            return quick
+    full = create(stack.eigenvalues("float64") * to_spectrum)
     if facts.dtype == "float64" and full.nonzero.size < full.eigenvalues.size:
-        full = spectrum(np.square(stack.singular_values()), "float64", from_gram=False)
-    return with_scales(full)
+        return create(np.square(stack.singular_values()) * to_spectrum, from_gram=False)
+    return full
+
+
+def _derived(stack: Stack, facts: Facts, name: str) -> Floats:
+    """Return the eigenvalues of a derived stack, in float64 if many are small."""
+    lam = stack.eigenvalues("float64" if facts.exact else "float32", of=name)
+    return lam if facts.exact or _has_few_small(lam) else stack.eigenvalues("float64", of=name)
 
 
 def _beyond_spikes(one: Spectrum, stack: Stack) -> Spectrum:
-    """Return a spectrum with the scales of the noise under its spikes where its verdict may depend on them.
+    """Return a spectrum with scales that are measured without its spikes, if its phase may depend on them.
 
-    That is where alpha is below 2 and no law of noise explains the bulk below a few spikes. The number of spikes may
-    be too large at first, since the tail of noise of unequal scales is counted.
+    It may if alpha is below 2 and no law of noise explains the bulk below a few spikes. At first the tail of noise of
+    unequal scales may count as spikes, so the scales are measured again until the number of spikes settles.
     """
     for _ in range(_ROUNDS):
         bulk = one.bulk

@@ -15,17 +15,14 @@ def are_experts(spectrum: Spectrum) -> bool:
     return spectrum.kind == "experts" and spectrum.slices > 1
 
 
-def lowest(quantity: Quantity) -> Quantity:
-    """Return a measure: the smallest value of a quantity over the experts; NaN if it is undefined for all of them."""
-    return _over_experts(quantity, min)
+def over_experts(quantity: Quantity, choose: Callable[[Iterable[float]], float]) -> Quantity:
+    """Return a measure: the smallest or largest value of a quantity over the experts; NaN if it is undefined for all.
 
+    Args:
+        quantity: computes a number of one expert.
+        choose: `min` or `max`.
+    """
 
-def highest(quantity: Quantity) -> Quantity:
-    """Return a measure: the largest value of a quantity over the experts; NaN if it is undefined for all of them."""
-    return _over_experts(quantity, max)
-
-
-def _over_experts(quantity: Quantity, choose: Callable[[Iterable[float]], float]) -> Quantity:
     def compute(spectrum: Spectrum) -> float:
         one_by_one = (replace(spectrum, by_slice=lam[None], scales=None) for lam in spectrum.by_slice)
         values = [value for value in map(quantity, one_by_one) if np.isfinite(value)]

@@ -19,7 +19,7 @@ import numpy as np
 
 from esdmon.spectrum.arrays import Floats
 from esdmon.spectrum.decomposition import Precision
-from esdmon.spectrum.margins import Array
+from esdmon.spectrum.margins import Array, Margins, scales_of
 from esdmon.spectrum.rest import scales_of_rest
 from esdmon.spectrum.scales import Scales
 
@@ -34,7 +34,8 @@ class ArrayStack:
 
     arrays: Mapping[str, Array]
     """Arrays of shape (slices, rows, columns), by "weight", "shuffled", "equalised" and "windows"."""
-    measure_scales: Callable[[], Scales]
+    margins: Margins
+    """Mean squares of the rows and columns of the weight."""
 
     def eigenvalues(self, precision: Precision, *, of: str = "weight") -> Floats:
         """Return the eigenvalues of AᵀA, (slices, M)."""
@@ -53,15 +54,14 @@ class ArrayStack:
 
     def singular_values(self) -> Floats:
         """Return the singular values."""
-        values: Floats = np.linalg.svd(self.arrays["weight"].astype(np.float64), compute_uv=False)
-        return values
+        return np.linalg.svd(self.arrays["weight"].astype(np.float64), compute_uv=False)
 
     def scales(self) -> Scales:
         """Return the scales of rows and columns."""
-        return self.measure_scales()
+        return scales_of(self.arrays["weight"], self.margins)
 
     def scales_of_rest(self, counts: Sequence[int]) -> Scales:
-        """Return those of the rest without the strongest directions of each slice."""
+        """Return the scales of the weight without the strongest directions of each slice."""
         return scales_of_rest(self.arrays["weight"], counts)
 
 
@@ -157,8 +157,7 @@ def _openblas(name: str) -> Callable[..., int] | None:
         library = ctypes.CDLL(_flapack.__file__)  # also finds names in the libraries that it is linked with
         for symbol in (f"scipy_openblas_{name}", f"openblas_{name}"):
             with suppress(AttributeError):
-                function: Callable[..., int] = getattr(library, symbol)
-                return function
+                return getattr(library, symbol)
     return None
 
 
@@ -169,8 +168,7 @@ def rows_of_block(elements_of_row: int, m: int) -> int:
 
 def nonnegative(lam: Array) -> Floats:
     """Return eigenvalues ascending in float64; the absolute value of one that rounding has made negative."""
-    eigenvalues: Floats = np.sort(np.abs(lam.astype(np.float64)), axis=-1)
-    return eigenvalues
+    return np.sort(np.abs(lam.astype(np.float64)), axis=-1)
 
 
 def _tall(stack: Array) -> Array:

@@ -8,7 +8,6 @@ Reference: C. H. Martin, M. W. Mahoney, JMLR 22 (2021) 165, §5; definitions as 
 
 import math
 from collections.abc import Callable
-from functools import partial
 
 import numpy as np
 
@@ -21,14 +20,12 @@ _BINS = 100  # of the histogram
 def localization(vectors: Floats) -> Floats:
     """Return ‖v‖₁/‖v‖_∞ of each column: 1 for a single element, M for equal ones, 97.7 for Gaussian ones of M = 384."""
     size = np.abs(vectors)
-    ratios: Floats = size.sum(axis=0) / size.max(axis=0)
-    return ratios
+    return size.sum(axis=0) / size.max(axis=0)
 
 
 def participation(vectors: Floats) -> Floats:
     """Return ‖v‖₂/‖v‖₄ of each column: 1 for a single element, M^¼ for equal ones, (M/3)^¼ for Gaussian vectors."""
-    ratios: Floats = np.sum(vectors**2, axis=0) ** 0.5 / np.sum(vectors**4, axis=0) ** 0.25
-    return ratios
+    return np.sum(vectors**2, axis=0) ** 0.5 / np.sum(vectors**4, axis=0) ** 0.25
 
 
 def vector_entropy(vectors: Floats) -> Floats:
@@ -39,16 +36,6 @@ def vector_entropy(vectors: Floats) -> Floats:
         p = p[p > 0]
         entropies.append(float(-np.sum(p * np.log(p))))
     return np.array(entropies)
-
-
-def over_bulk(quantity: Callable[[Floats], Floats]) -> Callable[[Spectrum], float]:
-    """Return a measure: the mean of a quantity over the vectors of the bulk."""
-    return partial(_mean, quantity, spikes=False)
-
-
-def over_spikes(quantity: Callable[[Floats], Floats]) -> Callable[[Spectrum], float]:
-    """Return a measure: the mean of a quantity over the vectors of the spikes; NaN if there is none."""
-    return partial(_mean, quantity, spikes=True)
 
 
 def participation_null(spectrum: Spectrum) -> float:
@@ -64,7 +51,8 @@ def localization_null(spectrum: Spectrum) -> float:
     return spectrum.m * math.sqrt(2 / math.pi) / largest
 
 
-def _mean(quantity: Callable[[Floats], Floats], spectrum: Spectrum, *, spikes: bool) -> float:
+def mean_over(quantity: Callable[[Floats], Floats], spectrum: Spectrum, *, spikes: bool) -> float:
+    """Return the mean of a quantity over the vectors of the spikes, or of the bulk; NaN if there is none."""
     bulk = spectrum.noise_bulk
     if spectrum.vectors is None or bulk is None:
         return float("nan")

@@ -26,7 +26,9 @@ def mp_edges(q: float) -> tuple[float, float]:
     >>> mp_edges(4.0)
     (0.25, 2.25)
     """
-    _check_q(q)
+    if not 1 <= q < np.inf:
+        msg = f"Q = N/M must be finite and at least 1, since N >= M; got {q!r}"
+        raise ValueError(msg)
     root = 1 / q**0.5
     return (1 - root) ** 2, (1 + root) ** 2
 
@@ -100,9 +102,3 @@ def _table(q: float) -> tuple[Floats, Floats]:
     cdf = np.concatenate(([0.0], np.maximum.accumulate(np.clip(inner, 0.0, 1.0)), [1.0]))
     angle.flags.writeable = cdf.flags.writeable = False
     return angle, cdf
-
-
-def _check_q(q: float) -> None:
-    if not 1 <= q < np.inf:
-        msg = f"Q = N/M must be finite and at least 1, since N >= M; got {q!r}"
-        raise ValueError(msg)

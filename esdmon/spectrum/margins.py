@@ -105,8 +105,7 @@ class Margins(Sides):
 
     def by_slice(self) -> Floats:
         """Return the sum over the rows of each slice."""
-        sums: Floats = self.rows.sum(axis=1)
-        return sums
+        return self.rows.sum(axis=1)
 
     def keep(self, rows: Bools, columns: Bools) -> "Margins":
         """Return the margins of some rows and columns; the others contribute less than 1e-6 to a sum of squares."""
@@ -126,8 +125,7 @@ def is_below(share: float, squares: Floats) -> Bools:
     if squares.min() >= share**2 * squares.max() > 0:  # the usual case: then none is below that share of the median
         return np.zeros(squares.size, dtype=bool)
     positive = squares[squares > 0]
-    mask: Bools = squares < share**2 * np.median(positive) if positive.size else squares <= 0
-    return mask
+    return squares < share**2 * np.median(positive) if positive.size else squares <= 0
 
 
 def small_blocks(stack: Array) -> Iterator[Array]:
@@ -156,8 +154,7 @@ def gathered_blocks(stack: Array) -> Iterator[Array]:
 
 def _rows_of_block(stack: Array) -> int:
     slices, _, columns = stack.shape
-    rows: int = max(1, (_BLOCK - 1) // (slices * columns))
-    return rows
+    return max(1, (_BLOCK - 1) // (slices * columns))
 
 
 def scales_of(stack: Array, margins: Margins) -> Scales:
@@ -192,19 +189,7 @@ def as_scales(rows: Floats, columns: Floats, elements: tuple[Floats, Floats], ar
     return Scales(longer, shorter, kurtosis, filled)
 
 
-@dataclass(frozen=True, slots=True)
-class Magnitudes:
-    """Mean |W| of rows and columns, and the largest |W| of each slice."""
-
-    rows: Floats
-    """(slices, rows)."""
-    columns: Floats
-    """(slices, columns)."""
-    largest: Floats
-    """(slices,)."""
-
-
-def are_heavy_alone(magnitudes: Magnitudes, squares: Floats) -> Bools:
+def are_heavy_alone(means: Margins, largest: Floats, squares: Floats) -> Bools:
     """Return for each slice whether single elements cause spikes, and rows and columns differ only by such elements.
 
     An element w causes a spike if |w| > (NM)^¼·σ. If the elements are in random order, the mean |W| of a row has the
@@ -214,16 +199,16 @@ def are_heavy_alone(magnitudes: Magnitudes, squares: Floats) -> Bools:
     the shorter side.
 
     Args:
-        magnitudes: mean and largest |W|.
+        means: mean |W| of rows and columns.
+        largest: largest |W| of each slice, (slices,).
         squares: mean square of the elements of each slice, (slices,).
     """
-    rows, columns = magnitudes.rows, magnitudes.columns
+    rows, columns = means.rows, means.columns
     n_rows, n_columns = rows.shape[1], columns.shape[1]
     variance = squares - rows.mean(axis=1) ** 2
     most = (1 + ALIKE * (2 / min(n_rows, n_columns)) ** 0.5) * variance
     alike = (rows.var(axis=1) * n_columns <= most) & (columns.var(axis=1) * n_rows <= most)
-    alone: Bools = alike & (magnitudes.largest**2 > squares * (n_rows * n_columns) ** 0.5)
-    return alone
+    return alike & (largest**2 > squares * (n_rows * n_columns) ** 0.5)
 
 
 def sample_steps(size: int, *, columns_first: bool) -> tuple[int, int]:
@@ -266,8 +251,7 @@ def equalise(stack: Array, margins: Margins) -> Array:
     scaled = stack * np.sqrt(_inverse(margins.rows)[:, :, None] * _inverse(margins.columns)[:, None, :])
     size = np.sqrt(np.square(scaled).mean(axis=(1, 2), keepdims=True))
     scaled /= np.where(size > 0, size, 1)
-    equal: Array = scaled.astype(stack.dtype)
-    return equal
+    return scaled.astype(stack.dtype)
 
 
 def _are_heavy_alone(stack: Array, margins: Margins) -> Bools:
@@ -278,8 +262,8 @@ def _are_heavy_alone(stack: Array, margins: Margins) -> Bools:
         by_row.append(magnitudes.mean(axis=2, dtype=np.float64))
         by_column += magnitudes.sum(axis=1, dtype=np.float64) / n_rows
         largest = np.maximum(largest, magnitudes.max(axis=(1, 2)))
-    means = Magnitudes(np.concatenate(by_row, axis=1), by_column, largest)
-    return are_heavy_alone(means, margins.rows.mean(axis=1))
+    means = Margins(np.concatenate(by_row, axis=1), by_column)
+    return are_heavy_alone(means, largest, margins.rows.mean(axis=1))
 
 
 def _refined(stack: Array, margins: Margins, *, columns_first: bool) -> Margins:
@@ -295,8 +279,7 @@ def _rows(stack: Array, columns: Floats) -> Floats:
     """Return the mean over the columns of W_ij²/b_j for each row."""
     weights = _inverse(columns).astype(stack.dtype)[:, None, :]
     sums = [(weights @ np.square(part, order="C").mT)[:, 0] for part in small_blocks(stack)]
-    rows: Floats = np.concatenate(sums, axis=1, dtype=np.float64) / columns.shape[1]
-    return rows
+    return np.concatenate(sums, axis=1, dtype=np.float64) / columns.shape[1]
 
 
 def _columns(stack: Array, rows: Floats) -> Floats:
@@ -307,8 +290,7 @@ def _columns(stack: Array, rows: Floats) -> Floats:
         stop = start + part.shape[1]
         sums += (weights[:, :, start:stop] @ np.square(part, order="C"))[:, 0]
         start = stop
-    columns: Floats = sums / rows.shape[1]
-    return columns
+    return sums / rows.shape[1]
 
 
 def _is_near(one: Margins, other: Margins) -> bool:
@@ -321,5 +303,4 @@ def _inverse(scales: Array) -> Array:
     """Return 1/scale. Zeros, which a single slice may have, are replaced by a tiny scale, or by 1 if all are zero."""
     least = scales.mean(axis=1, keepdims=True) * scales.dtype.type(TINY)
     least[least == 0] = 1
-    inverse: Array = 1 / np.maximum(scales, least)
-    return inverse
+    return 1 / np.maximum(scales, least)

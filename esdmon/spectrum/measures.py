@@ -8,7 +8,7 @@ source is C. H. Martin, M. W. Mahoney, "Implicit self-regularization in deep neu
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Literal
 
 import numpy as np
@@ -232,8 +232,8 @@ def _of_vectors(
 ) -> tuple[Measure, Measure]:
     """Return two measures of eigenvectors: the mean over the bulk, and the mean over the spikes."""
     return (
-        Measure(f"{name}_bulk", loc.over_bulk(quantity), null, needs="vectors"),
-        Measure(f"{name}_spikes", loc.over_spikes(quantity), null, needs="vectors"),
+        Measure(f"{name}_bulk", partial(loc.mean_over, quantity, spikes=False), null, needs="vectors"),
+        Measure(f"{name}_spikes", partial(loc.mean_over, quantity, spikes=True), null, needs="vectors"),
     )
 
 
@@ -313,14 +313,14 @@ BUILT_IN_MEASURES = (
     Measure("weak_rows", _of_elements("weak_rows")),
     Measure("weak_columns", _of_elements("weak_columns")),
     *(
-        Measure(f"{name}_{end}", choose(quantity), applies=experts.are_experts)
+        Measure(f"{name}_{end}", experts.over_experts(quantity, choose), applies=experts.are_experts)
         for name, quantity in (
             ("hill_alpha", hill_alpha),
             ("stable_rank", stable_rank),
             ("spectral_norm", spectral_norm),
             ("frobenius_norm", frobenius_norm),
         )
-        for end, choose in (("min", experts.lowest), ("max", experts.highest))
+        for end, choose in (("min", min), ("max", max))
     ),
     Measure("rank_use", rank_use, applies=_is_adapter),
     Measure("base_ratio", base_ratio, applies=_is_adapter),

@@ -140,14 +140,19 @@ class PhaseReading:
     alpha_is_meaningful: bool = False
     """True if alpha describes a tail rather than the edge of noise."""
     over_regularized: bool = False
-    """True if alpha is meaningful, alpha_high + 2·alpha_stderr < 2, heavier than the critical tail (SETOL), and the
-    tail has left the bulk (`has_left_bulk`), is not one of large elements in random order, and is heavier than that
-    beyond the edge of the bulk too."""
+    """True if alpha is meaningful and alpha_high + 2·alpha_stderr < 2, the alpha of the critical tail (SETOL).
+
+    The tail must also extend beyond the bulk (`has_left_bulk`), must not be caused by single large elements in random
+    order, and must be heavier than the critical tail beyond the edge of the bulk too."""
 
 
 class Evidence(NamedTuple):
-    """The values that decide a phase; letters as in `PhaseThresholds`. A tuple, since `confidence` creates many."""
+    """The values that decide a phase, and the borders between phases; letters as in `PhaseThresholds`.
 
+    A tuple, since `confidence` creates many.
+    """
+
+    limits: PhaseThresholds
     soft_rank: float
     """R."""
     spikes: float
@@ -171,30 +176,41 @@ class Evidence(NamedTuple):
     beside: float
     """Number of spikes within 1.25 λ⁺."""
 
+    @property
+    def has_bulk(self) -> bool:
+        """Return whether there is a bulk of noise: few spikes lie above it, and its shape is nearly that of noise."""
+        return self.share <= self.limits.max_spike_share and self.ks <= self.bulk_ks_limit
 
-def has_bulk(e: Evidence, limits: PhaseThresholds) -> bool:
-    """Return whether there is a bulk of noise: not if too many spikes lie above it, or its shape differs too much."""
-    return e.share <= limits.max_spike_share and e.ks <= bulk_ks_limit(e.m, limits)
+    @property
+    def bulk_ks_limit(self) -> float:
+        """Return KS·M above which there is no bulk of noise."""
+        return largest_bulk_ks(self.m, clean_ks=self.limits.random_ks, max_ks=self.limits.max_bulk_ks)
 
+    @property
+    def clean_ks_limit(self) -> float:
+        """Return KS·M up to which a bulk is clean."""
+        return self.limits.clean_ks * (self.m / self.size) ** 0.5 if self.spikes else self.limits.random_ks
 
-def bulk_ks_limit(m: int, limits: PhaseThresholds) -> float:
-    """Return KS·M above which there is no bulk of noise."""
-    return largest_bulk_ks(m, clean_ks=limits.random_ks, max_ks=limits.max_bulk_ks)
+    @property
+    def near_ks_limit(self) -> float:
+        """Return KS·M up to which a bulk is nearly clean."""
+        return max(self.clean_ks_limit, self.limits.near_ks * self.m)
 
+    @property
+    def accepts_power_law(self) -> bool:
+        """Return whether the tail is a power law: it fits, no worse than an exponential, to enough eigenvalues."""
+        fits = self.tail_ks <= self.limits.heavy_ks and self.ratio > self.limits.heavy_ratio
+        return fits and self.n_tail >= self.limits.min_n_tail
 
-def clean_ks_limit(e: Evidence, limits: PhaseThresholds) -> float:
-    """Return KS·M up to which a bulk is clean."""
-    return limits.clean_ks * (e.m / e.size) ** 0.5 if e.spikes else limits.random_ks
+    @property
+    def few_spikes(self) -> float:
+        """Return the largest k at which spikes are few."""
+        return max(self.limits.few_share * self.size, self.limits.few_spikes)
 
-
-def near_ks_limit(e: Evidence, limits: PhaseThresholds) -> float:
-    """Return KS·M up to which a bulk is nearly clean."""
-    return max(clean_ks_limit(e, limits), limits.near_ks * e.m)
-
-
-def accepts_power_law(e: Evidence, limits: PhaseThresholds) -> bool:
-    """Return whether the tail is a power law: it fits, is not worse than an exponential, and has enough eigenvalues."""
-    return e.tail_ks <= limits.heavy_ks and e.ratio > limits.heavy_ratio and e.n_tail >= limits.min_n_tail
+    @property
+    def few_beside(self) -> int:
+        """Return the largest number of spikes near the edge at which the others count as separate from the bulk."""
+        return max(1, int(self.limits.near_edge_share * self.spikes))
 
 
 def has_left_bulk(phase: Phase, *, xmin: float, edge: float, soft_rank: float, share: float) -> bool:
@@ -209,24 +225,13 @@ def has_left_bulk(phase: Phase, *, xmin: float, edge: float, soft_rank: float, s
     return phase is Phase.HEAVY_TAILED or xmin >= edge or is_long
 
 
-def few_spikes(size: int, limits: PhaseThresholds) -> float:
-    """Return the largest k at which spikes are few."""
-    return max(limits.few_share * size, limits.few_spikes)
-
-
-def few_beside(spikes: float, limits: PhaseThresholds) -> int:
-    """Return the largest number of spikes near the edge at which the other spikes count as separate from the bulk."""
-    return max(1, int(limits.near_edge_share * spikes))
-
-
-def decide(e: Evidence, limits: PhaseThresholds) -> Phase:
+def decide(e: Evidence) -> Phase:
     """Return the phase of a spectrum whose rank has not collapsed."""
-    is_clean = e.ks <= clean_ks_limit(e, limits)
-    is_near = e.ks <= near_ks_limit(e, limits)
+    limits, is_clean, is_near = e.limits, e.ks <= e.clean_ks_limit, e.ks <= e.near_ks_limit
     if e.spikes == 0:
         return Phase.RANDOM_LIKE if is_near else Phase.UNCLASSIFIED
-    is_heavy = e.alpha < limits.heavy_alpha and accepts_power_law(e, limits)
-    if not has_bulk(e, limits):
+    is_heavy = e.alpha < limits.heavy_alpha and e.accepts_power_law
+    if not e.has_bulk:
         return Phase.HEAVY_TAILED if is_heavy else Phase.UNCLASSIFIED
     if e.soft_rank >= limits.bleeding_soft_rank:
         return Phase.BLEEDING_OUT if is_near else Phase.UNCLASSIFIED
@@ -234,5 +239,5 @@ def decide(e: Evidence, limits: PhaseThresholds) -> Phase:
     has_no_edge = e.soft_rank < limits.heavy_soft_rank and (e.spikes >= limits.heavy_share * e.size or is_far)
     if is_heavy and has_no_edge and not is_clean:
         return Phase.HEAVY_TAILED
-    has_spikes = is_clean or (is_near and e.beside <= few_beside(e.spikes, limits))
-    return Phase.BULK_SPIKES if has_spikes and e.spikes <= few_spikes(e.size, limits) else Phase.BULK_DECAY
+    has_spikes = is_clean or (is_near and e.beside <= e.few_beside)
+    return Phase.BULK_SPIKES if has_spikes and e.spikes <= e.few_spikes else Phase.BULK_DECAY

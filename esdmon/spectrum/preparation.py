@@ -6,7 +6,6 @@ This module is for numpy arrays; `esdmon.weights.device` does the same for tenso
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -17,7 +16,7 @@ from esdmon.spectrum.decomposition import Facts
 from esdmon.spectrum.elements import Elements, TrapElements
 from esdmon.spectrum.hu2025 import window_starts
 from esdmon.spectrum.lapack import ArrayStack
-from esdmon.spectrum.margins import Array, Bools, Margins, Sides, equalise, gathered_blocks, scales_of
+from esdmon.spectrum.margins import Array, Bools, Margins, Sides, equalise, gathered_blocks
 from esdmon.spectrum.spectrum import PRODUCTS
 from esdmon.spectrum.traps import parts_of_trap
 
@@ -96,7 +95,7 @@ def prepare(whole: Array, weight: Weight) -> tuple[ArrayStack, Facts]:
     exact = weight.exact or whole.dtype == np.float64
     facts = Facts(shape, scale, elements, weight.dtype, weight.view, weight.kind, exact, weight.also)
     derived = {name: make(stack, margins) for name, make in _DERIVED.items() if name in weight.also}
-    return ArrayStack({"weight": stack} | derived, partial(scales_of, stack, margins)), facts
+    return ArrayStack({"weight": stack} | derived, margins), facts
 
 
 @dataclass(frozen=True, slots=True)

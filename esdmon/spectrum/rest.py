@@ -1,11 +1,11 @@
 """Remove the strongest directions of a stack of matrices, to measure the scales of its noise without its spikes.
 
-Spikes that are as strong in small rows as in large ones make the mean squares of all rows alike. The noise under them
-keeps its unequal scales, and a tail that no law of equal scales explains. What is left of W without its k strongest
-singular vectors is nearly noise, and has the scales of it.
+If spikes are as strong in small rows as in large ones, the mean squares of all rows are alike. But the noise has
+unequal scales, and so a tail that no law of equal scales explains. Without its k strongest singular vectors W is nearly
+noise, so the scales of the noise can be measured.
 
-Method: subspace iteration, for the right singular vectors V; then W − (W·V)·Vᵀ. Here for numpy arrays;
-`esdmon.weights.device.rest` does the same with tensors on their device.
+Method: subspace iteration for the right singular vectors V; then W − (W·V)·Vᵀ. This module is for numpy arrays;
+`esdmon.weights.device.rest` does the same for tensors on their device.
 """
 
 from collections.abc import Sequence
@@ -17,16 +17,17 @@ from esdmon.spectrum.margins import Array, Margins, scales_of
 from esdmon.spectrum.scales import Scales
 
 PASSES = 4
-"""Subspace iterations: each divides what is mixed of two directions by the ratio of their λ; our choice."""
+"""Number of subspace iterations; each reduces the mixing of two directions by the ratio of their λ. Our choice."""
 SPARE = 4
-"""Directions that are followed beside the k: the last ones converge slowly; our choice."""
+"""Number of directions that are computed beside the k, since the last ones converge slowly. Our choice."""
 _SEED = 0  # of the start
 
 
 def scales_of_rest(stack: Array, counts: Sequence[int]) -> Scales:
     """Return the scales of a stack without the `counts` strongest directions of each slice.
 
-    The directions are approximate, so W and its transpose are turned alike: the side that differs less has the columns.
+    The directions are approximate. So that W and its transpose have the same ones, the side whose mean squares differ
+    less is used as the columns.
     """
     if not _margins(stack).columns_first():
         stack = stack.mT
@@ -46,14 +47,12 @@ def _margins(stack: Array) -> Margins:
 
 
 def start(shape: tuple[int, ...], counts: Sequence[int]) -> Floats:
-    """Return random directions to begin with, (slices, columns, k), the same at each reading."""
+    """Return random directions to start from, (slices, columns, k), the same at each reading."""
     slices, rows, columns = shape
     random = np.random.default_rng(_SEED)
-    directions: Floats = random.standard_normal((slices, columns, min(max(counts) + SPARE, rows, columns)))
-    return directions
+    return random.standard_normal((slices, columns, min(max(counts) + SPARE, rows, columns)))
 
 
 def kept(counts: Sequence[int], size: int) -> Floats:
     """Return a mask of the first `counts` of `size` directions of each slice, (slices, 1, size)."""
-    mask: Floats = (np.arange(size) < np.array(counts)[:, None])[:, None, :].astype(np.float64)
-    return mask
+    return (np.arange(size) < np.array(counts)[:, None])[:, None, :].astype(np.float64)

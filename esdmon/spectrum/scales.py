@@ -103,8 +103,7 @@ class Scales:
 
 def _spread(scales: Floats) -> Floats:
     """Return the standard deviation of the logarithms, for each slice."""
-    spread: Floats = np.log(scales).std(axis=1)
-    return spread
+    return np.log(scales).std(axis=1)
 
 
 def _deviation(squares: Floats) -> Floats:
@@ -114,8 +113,7 @@ def _deviation(squares: Floats) -> Floats:
         smallest = np.min(ascending, axis=1, initial=np.inf, where=ascending > 0, keepdims=True)
         ascending = np.maximum(ascending, np.where(np.isfinite(smallest), smallest, 1.0))
     logs = np.log(ascending)
-    deviation: Floats = logs - _median(logs)
-    return deviation
+    return logs - _median(logs)
 
 
 def _contracted(deviation: Floats, scatter: Floats, *, clipped: bool) -> Floats:

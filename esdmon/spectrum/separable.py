@@ -69,14 +69,12 @@ class SeparableLaw:
     def cdf(self, lam: Floats) -> Floats:
         """Return P(eigenvalue <= λ)."""
         place = np.clip((np.asarray(lam, dtype=np.float64) - self.lower) / (self.edge - self.lower), 0, 1)
-        cdf: Floats = np.interp(2 * np.arcsin(place**0.25), _ANGLES, self.table)
-        return cdf
+        return np.interp(2 * np.arcsin(place**0.25), _ANGLES, self.table)
 
     def quantile(self, p: Floats) -> Floats:
         """Return λ with cdf(λ) = p."""
         angle = np.interp(np.asarray(p, dtype=np.float64), self.table, _ANGLES)
-        lam: Floats = self.lower + (self.edge - self.lower) * np.sin(angle / 2) ** 4
-        return lam
+        return self.lower + (self.edge - self.lower) * np.sin(angle / 2) ** 4
 
 
 def separable_laws(profile: Profile) -> tuple[SeparableLaw, ...]:
@@ -107,8 +105,7 @@ def edge_weights(profile: Profile, laws: Sequence[SeparableLaw]) -> tuple[Floats
 
 def _weights(scales: Floats, at_edge: Floats) -> Floats:
     slopes = scales / (1 + at_edge[:, None] * scales) ** 2
-    weights: Floats = slopes / slopes.sum(axis=1, keepdims=True)
-    return weights
+    return slopes / slopes.sum(axis=1, keepdims=True)
 
 
 def _asymptotic_scale(n: int, m: int) -> float:
@@ -189,23 +186,20 @@ def _starts(ratio: float, edges: Edges, half: Floats) -> _Complex:
     equal = np.stack((ratio * m, -1 / (z * m) - 1))
     towards = np.sin(half) ** 2
     factors = edges.at_upper[..., None] ** towards * edges.at_lower[..., None] ** (1 - towards)
-    starts: _Complex = equal[:, None, :] * factors
-    return starts
+    return equal[:, None, :] * factors
 
 
 def _twice_as_many(known: _Complex) -> _Complex:
     """Return (δ, ε) interpolated at the middles of half steps of θ, from those at the middles of whole steps."""
     before = np.concatenate((known[..., :1], known[..., :-1]), axis=-1)
     after = np.concatenate((known[..., 1:], known[..., -1:]), axis=-1)
-    starts: _Complex = np.stack((3 * known + before, 3 * known + after), axis=-1).reshape(*known.shape[:-1], -1) / 4
-    return starts
+    return np.stack((3 * known + before, 3 * known + after), axis=-1).reshape(*known.shape[:-1], -1) / 4
 
 
 def _density(nodes: ScaleNodes, lam: Floats, solution: _Complex) -> Floats:
     """Return Im m/π for (slices, angles) values of λ and their (δ, ε); never negative."""
     terms = nodes.weights[1][:, None, :] / (1 + solution[1][..., None] * nodes.b[:, None, :])
-    density: Floats = np.maximum(-(terms.sum(-1) / lam).imag, 0) / np.pi
-    return density
+    return np.maximum(-(terms.sum(-1) / lam).imag, 0) / np.pi
 
 
 def _solution(nodes: ScaleNodes, lam: Floats, starts: _Complex, upper: Floats) -> _Complex:

@@ -33,22 +33,19 @@ class ScaleNodes(NamedTuple):
     @property
     def a(self) -> Floats:
         """Return the values for the rows, (slices, K)."""
-        rows: Floats = self.values[0]
-        return rows
+        return self.values[0]
 
     @property
     def b(self) -> Floats:
         """Return the values for the columns, (slices, K)."""
-        columns: Floats = self.values[1]
-        return columns
+        return self.values[1]
 
     def balanced_weights(self) -> Floats:
         """Return the weights of g(δ) and h(ε): those of the columns are multiplied by M/N."""
-        weights: Floats = self.weights * np.array([1.0, self.ratio])[:, None, None]
-        return weights
+        return self.weights * np.array([1.0, self.ratio])[:, None, None]
 
     def of(self, slices: "slice | NDArray[np.intp]") -> "ScaleNodes":
-        """Return those of some slices."""
+        """Return the nodes of some slices."""
         return ScaleNodes(self.values[:, slices], self.weights[:, slices], self.ratio)
 
 
@@ -65,7 +62,7 @@ class Edges(NamedTuple):
     """(2, slices)."""
 
     def of(self, slices: "NDArray[np.intp]") -> "Edges":
-        """Return those of some slices."""
+        """Return the edges of some slices."""
         return Edges(*(values[..., slices] for values in self))
 
     def solution_at_upper(self, ratio: float) -> list[tuple[float, float]]:
@@ -99,8 +96,7 @@ def _quadrature(values: Floats, top: int, groups: int) -> tuple[Floats, Floats]:
     places = (start + np.arange(slices)[:, None] * rest.shape[1]).ravel()
 
     def mean_of_groups(of: Floats) -> Floats:
-        mean: Floats = np.add.reduceat(of.ravel(), places).reshape(slices, groups) / sizes
-        return mean
+        return np.add.reduceat(of.ravel(), places).reshape(slices, groups) / sizes
 
     mean = mean_of_groups(rest)
     deviation = rest - np.repeat(mean.ravel(), sizes.ravel()).reshape(rest.shape)
@@ -129,8 +125,7 @@ def _starts_of_groups(ascending: Floats, groups: int) -> Indices:
     order = np.arange(groups)
     start = np.stack([np.searchsorted(row, 3 * order / groups) for row in before])
     start = np.maximum.accumulate(start - order, axis=1) + order  # at least one scale in each group
-    starts: Indices = np.minimum(start, count - groups + order)
-    return starts
+    return np.minimum(start, count - groups + order)
 
 
 def edges_of(nodes: ScaleNodes, m: int) -> Edges:
@@ -156,8 +151,7 @@ def edges_of(nodes: ScaleNodes, m: int) -> Edges:
 def _equal_at_upper(ratio: float) -> Floats:
     """Return (δ, ε) at λ⁺ of equal scales, (2, 1)."""
     root = ratio**0.5
-    solution: Floats = np.array([[-root], [-1.0]]) / (1 + root)
-    return solution
+    return np.array([[-root], [-1.0]]) / (1 + root)
 
 
 def _powers(t: Floats, y: Floats, weights: Floats) -> Floats:
@@ -165,8 +159,7 @@ def _powers(t: Floats, y: Floats, weights: Floats) -> Floats:
     values = y if t.ndim == 2 else y[:, :, None]
     p = values / (1 + t[..., None] * values)
     powers = np.stack((p, p * p, p * p * p))
-    sums: Floats = np.einsum("pasnk,ask->pasn" if t.ndim == 3 else "pask,ask->pas", powers, weights)
-    return sums
+    return np.einsum("pasnk,ask->pasn" if t.ndim == 3 else "pask,ask->pas", powers, weights)
 
 
 def _upper_edge(nodes: ScaleNodes) -> Floats:
@@ -180,8 +173,7 @@ def _upper_edge(nodes: ScaleNodes) -> Floats:
         slope = x * (1 - x)
         return np.log(x * s0), np.log(x * s1 / s0), slope * (1 / x + s1 / s0), slope * (1 / x + 2 * s2 / s1 - s1 / s0)
 
-    at_edge: Floats = -1 / (1 + np.exp(-_crossing(sides, _LOGITS, slices=values.shape[1]))) / largest
-    return at_edge
+    return -1 / (1 + np.exp(-_crossing(sides, _LOGITS, slices=values.shape[1]))) / largest
 
 
 def _lower_edge(nodes: ScaleNodes) -> Floats:
@@ -201,8 +193,7 @@ def _lower_edge(nodes: ScaleNodes) -> Floats:
         return np.log(x * s0), np.log(x * s1 / s0), slope * (1 / x - s1 / s0), slope * (1 / x - 2 * s2 / s1 + s1 / s0)
 
     logs = _crossing(sides, _LOGS, slices=values.shape[1])
-    at_edge: Floats = np.stack((np.exp(logs[0]), -1 - np.exp(-logs[1]))) / smallest
-    return at_edge
+    return np.stack((np.exp(logs[0]), -1 - np.exp(-logs[1]))) / smallest
 
 
 def _crossing(sides: Callable[[Floats], _Sides], grid: Floats, *, slices: int) -> Floats:

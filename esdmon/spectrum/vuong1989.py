@@ -57,8 +57,7 @@ def power_law_against_lognormal(eigenvalues: Floats, fit: PowerLawFit) -> Compar
         mean, width = parameters[0], np.exp(parameters[1])
         normal = -(((u - mean) / width) ** 2) / 2 - np.log(width) - math.log(2 * math.pi) / 2
         # In x, not in ln x: dx = x du.
-        density: Floats = normal - log_ndtr(mean / width) - u
-        return density
+        return normal - log_ndtr(mean / width) - u
 
     best = _most_likely(log_density, [(u.mean(), np.log(u.std() + 1e-12)), (-u.mean(), np.log(2 * u.mean()))])
     return _vuong(_log_power_law(x, fit), best)
@@ -73,8 +72,7 @@ def power_law_against_truncated(eigenvalues: Floats, fit: PowerLawFit) -> Compar
 
     def log_density(parameters: Floats) -> Floats:
         alpha, z = parameters[0], np.exp(parameters[1])
-        density: Floats = -alpha * np.log(x) - z * x - _log_normaliser(alpha, z)
-        return density
+        return -alpha * np.log(x) - z * x - _log_normaliser(alpha, z)
 
     largest = np.log(x.max())
     truncated = _most_likely(log_density, [(fit.alpha, -largest), (fit.alpha, -largest - 5)])
@@ -118,8 +116,7 @@ def _tail(eigenvalues: Floats, fit: PowerLawFit) -> Floats | None:
 
 
 def _log_power_law(x: Floats, fit: PowerLawFit) -> Floats:
-    density: Floats = np.log(fit.alpha - 1) - fit.alpha * np.log(x)
-    return density
+    return np.log(fit.alpha - 1) - fit.alpha * np.log(x)
 
 
 def _vuong(power_law: Floats, other: Floats) -> Comparison:

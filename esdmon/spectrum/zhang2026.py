@@ -11,11 +11,9 @@ our choice, since it has a range and a meaning.
 
 import math
 from collections.abc import Sequence
-from functools import lru_cache
 
 import numpy as np
 
-from esdmon.spectrum.arrays import Indices
 from esdmon.spectrum.spectrum import Spectrum
 
 DISTANCE = "spectral_distance"
@@ -40,16 +38,10 @@ def shape_of(spectrum: Spectrum) -> tuple[float, ...]:
         return ()
     p = sigma / total
     if p.size > LARGEST + GROUPS:
-        p = np.concatenate((p[:LARGEST], np.add.reduceat(p, LARGEST + _starts(p.size - LARGEST))))
+        size, more = divmod(p.size - LARGEST, GROUPS)  # the first few groups have one value more than the others
+        group = np.arange(GROUPS)
+        p = np.concatenate((p[:LARGEST], np.add.reduceat(p, LARGEST + group * size + np.minimum(group, more))))
     return tuple(p.tolist())
-
-
-@lru_cache(maxsize=256)
-def _starts(count: int) -> Indices:
-    """Return where groups of about equal size begin: the first few have one more than the others."""
-    size, more = divmod(count, GROUPS)
-    group = np.arange(GROUPS)
-    return group * size + np.minimum(group, more)
 
 
 def distance(before: Sequence[float], now: Sequence[float]) -> float:

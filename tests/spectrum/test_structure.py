@@ -134,7 +134,7 @@ def test_a_spike_on_few_elements_is_localised() -> None:
     lam, vectors = np.linalg.eigh(matrix.T @ matrix / n)
     spectrum = Spectrum.from_eigenvalues(lam.astype(np.float64), shape=(n, m), vectors=vectors[None])
     for quantity in (loc.localization, loc.participation):
-        assert loc.over_spikes(quantity)(spectrum) < 0.7 * loc.over_bulk(quantity)(spectrum)
+        assert loc.mean_over(quantity, spectrum, spikes=True) < 0.7 * loc.mean_over(quantity, spectrum, spikes=False)
 
 
 def test_vectors_of_slices_are_distinguished_by_the_one_bulk() -> None:
@@ -157,7 +157,7 @@ def test_vectors_of_slices_are_distinguished_by_the_one_bulk() -> None:
         return np.ones(vectors.shape[1])
 
     seen: list[int] = []
-    assert loc.over_spikes(one_each)(spectrum) == loc.over_bulk(one_each)(spectrum) == 1
+    assert [loc.mean_over(one_each, spectrum, spikes=spikes) for spikes in (True, False)] == [1, 1]
     assert seen == [0, 1, 0, 64, 63, 64]
 
 

@@ -17,7 +17,6 @@ from esdmon.spectrum.margins import (
     TINY,
     Array,
     Bools,
-    Magnitudes,
     Sides,
     are_heavy_alone,
     as_scales,
@@ -170,8 +169,8 @@ def _are_heavy_alone(stack: Tensor, margins: Margins) -> Bools:
         by_row.append(_numbers(magnitudes.sum(dim=2)) / n_columns)
         by_column += _numbers(magnitudes.sum(dim=1)) / n_rows
         largest = np.maximum(largest, _numbers(magnitudes.amax(dim=(1, 2))))
-    means = Magnitudes(np.concatenate(by_row, axis=1), by_column, largest)
-    return are_heavy_alone(means, _numbers(margins.rows.mean(dim=1)))
+    means = arrays.Margins(np.concatenate(by_row, axis=1), by_column)
+    return are_heavy_alone(means, largest, _numbers(margins.rows.mean(dim=1)))
 
 
 def _numbers(tensor: Tensor) -> Floats:
