@@ -16,12 +16,14 @@ from esdmon.errors import EsdmonError, printable
 
 FAILURE = 2
 INTERRUPTED = 130
+BROKEN_PIPE = 141
+"""Exit status if the reader of the output has left, as `head` does: 128 + SIGPIPE, which a shell reports of `cat` too."""
 LEAST_EIGENVALUES = 10
 """`MIN_EIGENVALUES` of `esdmon.weights`, whose import would load torch."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; return its exit status, 2 for an error of the user, or 130 for Ctrl-C."""
+    """Run a command; return its exit status, 2 for an error of the user, 130 for Ctrl-C, or 141 for a closed pipe."""
     with ExitStack() as stack:
         for stream, redirect in ((sys.stdout, redirect_stdout), (sys.stderr, redirect_stderr)):
             if stream is None:  # the shell has closed it: `>&-`
@@ -40,8 +42,8 @@ def _run(arguments: Sequence[str] | None) -> int:
         status: int = options.run(options)
         sys.stdout.flush()
     except BrokenPipeError:
-        _drop_output()  # the reader has closed the pipe, as `head` does
-        return FAILURE
+        _drop_output()
+        return BROKEN_PIPE
     except OSError as error:
         _drop_output()
         _complain(f"{name}: cannot write: {error.strerror or error}")
