@@ -17,7 +17,7 @@ from esdmon.errors import EsdmonError, printable
 FAILURE = 2
 INTERRUPTED = 130
 BROKEN_PIPE = 141
-"""Exit status if the reader of the output has left, as `head` does: 128 + SIGPIPE, which a shell reports of `cat` too."""
+"""Exit status if the reader of the output has left, as `head` does: 128 + SIGPIPE, as a shell reports it of `cat`."""
 LEAST_EIGENVALUES = 10
 """`MIN_EIGENVALUES` of `esdmon.weights`, whose import would load torch."""
 

@@ -27,7 +27,7 @@ from esdmon.runtime.reading.pool import Pool
 from esdmon.runtime.reading.reader import Reader
 from esdmon.schedule.loads import share_out
 from esdmon.spectrum import Measure
-from esdmon.weights import Drift, Matrix, Model, Selection, nominal_seconds, open_model, solve_lapack
+from esdmon.weights import Drift, Matrix, Selection, nominal_seconds, open_model, solve_lapack
 
 _WRONG = ("nonfinite", "degenerate", "failed")
 _NAME = 24  # characters of a name beside the progress bar
@@ -77,26 +77,8 @@ def scan(settings: ScanOptions) -> int:
     plugins = Plugins()
     view = _view(settings, plugins.measures)
     measures = _measures(settings, view, plugins.measures)
-    paths = [*settings.compare, settings.path]
-    with _ranks() as ranks, closing(Pool(settings.workers)) as pool:
-        drift = Drift() if settings.compare else None
-        models, origins = zip(*(open_model(path) for path in paths), strict=True)
-        reference, also = (
-            (None, ()) if settings.reference is None else open_model(settings.reference, is_reference=True)
-        )
-        readers = [_reader(settings, model, reference, plugins, measures, drift=drift, pool=pool) for model in models]
-        found = [[matrix.name for matrix in reader.matrices] for reader in readers]
-        compare.check_common(paths, found)
-        names = compare.common(found)
-        mine = {matrix.name for matrix in split([each for each in readers[-1].matrices if each.name in names], ranks)}
-        snapshots = [
-            Snapshot(
-                path,
-                replace(_read(reader, pool, names, mine, step=step, ranks=ranks), origins=(*origin, *also)),
-                {matrix.name: matrix.stack_shape() for matrix in reader.matrices},
-            )
-            for path, step, reader, origin in zip(paths, compare.steps_of(paths), readers, origins, strict=True)
-        ]
+    with _ranks() as ranks:
+        snapshots = _read_all(settings, plugins, measures, ranks)
         if ranks.rank > 0:
             return 0
     if view.form in ("csv", "jsonl"):  # their lines have no place for it
@@ -128,6 +110,39 @@ def _measures(settings: ScanOptions, view: View, known: Mapping[str, Measure]) -
     return tuple(measure for name, measure in known.items() if measure in measures or name in shown)
 
 
+def _read_all(settings: ScanOptions, plugins: Plugins, measures: Sequence[Measure], ranks: Ranks) -> list[Snapshot]:
+    """Read in each checkpoint the matrices that all have."""
+    paths = [*settings.compare, settings.path]
+    models, origins = zip(*(open_model(path) for path in paths), strict=True)
+    reference, also = (None, ()) if settings.reference is None else open_model(settings.reference, is_reference=True)
+    drift = Drift() if settings.compare else None
+    with closing(Pool(settings.workers)) as pool:
+        readers = [
+            Reader(
+                model,
+                plugins,
+                selection=settings.selection,
+                reference=reference,
+                measures=measures,
+                precision=settings.precision,
+                drift=drift,
+                solver=solve_lapack,
+                processes=pool.processes,
+            )
+            for model in models
+        ]
+        found = [[matrix.name for matrix in reader.matrices] for reader in readers]
+        compare.check_common(paths, found)
+        names = compare.common(found)
+        mine = {matrix.name for matrix in split([each for each in readers[-1].matrices if each.name in names], ranks)}
+        snapshots = []
+        for path, step, reader, origin in zip(paths, compare.steps_of(paths), readers, origins, strict=True):
+            report = replace(_read(reader, pool, names, mine, step=step, ranks=ranks), origins=(*origin, *also))
+            shapes = {matrix.name: matrix.stack_shape() for matrix in reader.matrices}
+            snapshots.append(Snapshot(path, report, shapes))
+        return snapshots
+
+
 def _status(report: Report) -> int:
     """Return the exit status, and say on standard error if no matrix could be read."""
     if not any(layer.was_read for layer in report):
@@ -135,29 +150,6 @@ def _status(report: Report) -> int:
         print(f"esdmon scan: no matrix could be read: {reasons}", file=sys.stderr)
         return 2
     return int(any(layer.status in _WRONG for layer in report))
-
-
-def _reader(
-    settings: ScanOptions,
-    model: Model,
-    reference: Model | None,
-    plugins: Plugins,
-    measures: Sequence[Measure],
-    *,
-    drift: Drift | None,
-    pool: Pool,
-) -> Reader:
-    return Reader(
-        model,
-        plugins,
-        selection=settings.selection,
-        reference=reference,
-        measures=measures,
-        precision=settings.precision,
-        drift=drift,
-        solver=solve_lapack,
-        processes=pool.processes,
-    )
 
 
 def _read(
