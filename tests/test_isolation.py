@@ -133,7 +133,7 @@ def test_a_failure_that_was_caught_elsewhere_counts_too() -> None:
     faults = Faults()
     faults.record("reading 0", 4, RuntimeError("no memory"))
     assert list(faults) == [Fault("reading 0", "RuntimeError: no memory", step=4)]
-    faults.worked("reading 0")
+    faults.worked("reading 0", 5)
     assert [fault.in_a_row for fault in faults] == [0]
 
 
