@@ -85,8 +85,9 @@ def _once(several: Sequence[tuple[str | Sink, bool]]) -> list[tuple[str | Sink, 
         scheme, _, target = spec.partition(":") if isinstance(spec, str) else ("", "", "")
         place = f"{scheme}:{os.path.normpath(target)}" if isinstance(spec, str) else id(spec)
         if place in kept:
-            name = shown(spec) if isinstance(spec, str) else type(spec).__name__
-            _log.warning("esdmon: sinks= holds %s twice. Each reading is written to it once; leave one out.", name)
+            _log.warning(
+                "esdmon: sinks= holds %s twice. Each reading is written to it once; leave one out.", shown(spec)
+            )
         else:
             kept[place] = spec, is_automatic
     return list(kept.values())
@@ -94,9 +95,7 @@ def _once(several: Sequence[tuple[str | Sink, bool]]) -> list[tuple[str | Sink, 
 
 def _name(spec: str | Sink, known: Plugins) -> str:
     """Return what a sink is called in messages, after the word `sink`."""
-    if not isinstance(spec, str):
-        return type(spec).__name__
-    return f"{shown(spec)}{known.origin('sink', spec.partition(':')[0])}"
+    return shown(spec) + (known.origin("sink", spec.partition(":")[0]) if isinstance(spec, str) else "")
 
 
 def _automatic(known: Plugins) -> list[str | Sink]:

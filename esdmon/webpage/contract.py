@@ -88,8 +88,7 @@ def frame_of(layer: LayerReport) -> Record:
         ValueError: for a layer without a histogram.
     """
     if layer.esd is None:
-        msg = f"{layer.name} has no histogram"
-        raise ValueError(msg)
+        raise ValueError(f"{layer.name} has no histogram")
     fit = {name: short(layer.measures.get(name, math.nan)) for name in FIT}
     return {
         **esd_to_record(layer.esd),
