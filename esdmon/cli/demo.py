@@ -129,7 +129,7 @@ def run(settings: DemoOptions) -> Report:
     Raises:
         InputError: if `out` cannot be written, or an extra is missing.
     """
-    console = live.console("this command", "demo")
+    console = live.console("demo")
     images, labels = digits(side=8)
     if not settings.out.strip():
         raise InputError("--out is empty: give a folder for the data, such as runs/demo")
