@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from esdmon.records import Alert, LayerReport, Record, Report
 from esdmon.webpage import contract
-from esdmon.webpage.codes import NOT_READ, code_of, rows_of
+from esdmon.webpage.codes import NOT_READ, column_of, rows_of
 
 MAX_COLUMNS: Final = 2000
 """Number of steps of the phase map that are kept; screens do not have more pixels."""
@@ -94,18 +94,14 @@ class RunData:
         """
         self.readings += 1
         self._step, self._x = report.step, report.x
-        self._layers |= {layer.name: contract.Layer.of(layer) for layer in report}
-        for name in report.waiting:
-            self._layers.setdefault(name, contract.Layer.unread(name))
-        codes = dict.fromkeys(self._layers, NOT_READ)
-        codes |= {layer.name: code_of(layer) for layer in report}
+        self._layers = contract.with_layers_of(report, self._layers)
         for layer in report.new:
             self._lines.setdefault(layer.name, Series(MAX_POINTS)).add(report.x, contract.measures_of(layer))
         for layer in report.new if due is None else due:
             if layer.esd is not None:
                 text = json.dumps(contract.frame_of(layer), separators=(",", ":"), ensure_ascii=False)
                 self._frames.setdefault(layer.name, Series(MAX_FRAMES)).add(report.x, text)
-        self._columns.add(report.x, np.array(list(codes.values()), dtype=np.int8))
+        self._columns.add(report.x, column_of(self._layers, report))
 
     def add_alert(self, alert: Alert) -> None:
         """Add an alert, at the x-coordinate of the last report if both have the same step, else at its own step."""
