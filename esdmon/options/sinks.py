@@ -53,9 +53,10 @@ def open_sinks(sinks: Sinks, known: Plugins, *, webhook: str = "") -> list[tuple
     Raises:
         InputError: for a sink that cannot be opened; those that were opened before it are closed.
     """
-    several = _once(
-        [(each, spec == "auto") for spec in listed(sinks) for each in (_automatic(known) if spec == "auto" else [spec])]
-    )
+    several: list[tuple[str | Sink, bool]] = []  # each with whether it is one of "auto"
+    for given in listed(sinks):
+        several += [(spec, True) for spec in _automatic(known)] if given == "auto" else [(given, False)]
+    several = _once(several)
     if webhook:
         several.append((f"webhook:{webhook}", False))
     opened: list[tuple[str, Sink]] = []
