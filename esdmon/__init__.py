@@ -47,8 +47,7 @@ def __getattr__(name: str) -> Any:
     if name == "__version__":
         return import_module("esdmon.version").installed_version()
     if name not in _HOME:
-        msg = f"module 'esdmon' has no attribute {name!r}"
-        raise AttributeError(msg)
+        raise AttributeError(f"module 'esdmon' has no attribute {name!r}")
     value = getattr(import_module(f"esdmon.{_HOME[name]}"), name)
     globals()[name] = value
     return value

@@ -89,8 +89,9 @@ class Follower:
         data = file.read(size - start)
         if not goes_on:
             self._from_start = start == 0
-            if start > 0:
-                start, data = _after_newline(start, data)
+            if start > 0:  # within a line
+                head, newline, data = data.partition(b"\n")
+                start += len(head) + len(newline)
         lines = data.splitlines(keepends=True)
         if lines and not lines[-1].endswith(b"\n") and not _is_whole(lines[-1]):
             data = data[: len(data) - len(lines.pop())]
@@ -166,12 +167,6 @@ class FollowedRun:
         self._timelines: dict[Run, Timeline] = {}
         self._run = None
         self.timeline = Timeline()
-
-
-def _after_newline(start: int, data: bytes) -> tuple[int, bytes]:
-    """Return the position and the data behind the first newline."""
-    head, newline, rest = data.partition(b"\n")
-    return start + len(head) + len(newline), rest
 
 
 def _is_whole(line: bytes) -> bool:

@@ -199,14 +199,13 @@ class Faults:
         if pauses and breaker.fault.in_a_row >= self._limits.failures and not self.disabled(who):
             self._pause(breaker)
 
-    def worked(self, who: str, step: int | None = None) -> None:
+    def worked(self, who: str, step: int) -> None:
         """Count a success: a part that works again is no longer paused."""
         breaker = self._breakers.get(who)
         if breaker is None or not breaker.fault.in_a_row:
             return
         if breaker.pause and breaker.fault.in_a_row >= self._limits.failures:
-            at = "" if step is None else f" at step {step}"
-            _log.warning("esdmon: %s works again%s, after %d failures.", who, at, breaker.fault.in_a_row)
+            _log.warning("esdmon: %s works again at step %d, after %d failures.", who, step, breaker.fault.in_a_row)
         breaker.fault = replace(breaker.fault, in_a_row=0)
 
     def _log_first(self, fault: Fault) -> None:

@@ -69,8 +69,7 @@ class Run:
         """
         found = tuple(layer for report in self.reports for layer in report.new if layer.name == name)
         if not found:
-            msg = f"unknown layer {name!r}.{near_or_first(name, (layer.name for layer in self.last))}"
-            raise KeyError(msg)
+            raise KeyError(f"unknown layer {name!r}.{near_or_first(name, (layer.name for layer in self.last))}")
         return found
 
     @explain_wrong_calls

@@ -77,11 +77,13 @@ def replay_with_faults(run: str | Path, rules: Iterable[AlertRule]) -> Replayed:
     managers: dict[Run, AlertManager] = {}
     faults: list[Faults] = []
     alerts: list[Alert] = []
-    for each, report in reports_by_run(run):
+    for each, event in events_by_run(run):
+        if not isinstance(event, Report):
+            continue
         if each not in managers:
             faults.append(Faults(during="replay"))
             managers[each] = AlertManager(rules, faults=faults[-1])
-        alerts += managers[each].take(report, time=math.nan)
+        alerts += managers[each].take(event, time=math.nan)
     summed: dict[str, Fault] = {}
     for fault in chain.from_iterable(faults):
         before = summed.get(fault.who)
@@ -98,16 +100,7 @@ def reports(run: str | Path) -> Iterator[Report]:
     Raises:
         InputError: without such a file, or if it is not a JSONL of esdmon.
     """
-    return (report for _, report in reports_by_run(run))
-
-
-def reports_by_run(run: str | Path) -> Iterator[tuple[Run, Report]]:
-    """Yield the reports in a file, each with its run; see `events_by_run`.
-
-    Raises:
-        InputError: without such a file, or if it is not a JSONL of esdmon.
-    """
-    return ((each, event) for each, event in events_by_run(run) if isinstance(event, Report))
+    return (event for _, event in events_by_run(run) if isinstance(event, Report))
 
 
 def events_by_run(run: str | Path) -> Iterator[tuple[Run, Report | Alert]]:

@@ -21,6 +21,7 @@ from esdmon.calls import explain_wrong_calls
 from esdmon.errors import InputError
 from esdmon.records import Alert, LayerReport, Report
 from esdmon.sinks import Sink
+from esdmon.sinks.protocol import missing_method
 from esdmon.spectrum import Measure, Spectrum
 
 __all__ = ["check_host", "check_measure", "check_rule", "check_sink", "reports", "spectra"]
@@ -63,17 +64,17 @@ def check_measure(measure: Measure) -> None:
             try:
                 first, second = quantity(spectrum), quantity(spectrum)
             except Exception as error:
-                msg = f"the {what} of {measure.name} raises on {name}: {error!r}; undefined is NaN"
-                raise AssertionError(msg) from error
+                raise AssertionError(
+                    f"the {what} of {measure.name} raises on {name}: {error!r}; undefined is NaN"
+                ) from error
             if not isinstance(first, float | int | np.floating | np.integer):
-                msg = f"the {what} of {measure.name} on {name} is {first!r}, which is not a number"
-                raise AssertionError(msg)  # noqa: TRY004 -- of a test
+                raise AssertionError(f"the {what} of {measure.name} on {name} is {first!r}, which is not a number")  # noqa: TRY004 -- of a test
             if first != second and not (math.isnan(first) and math.isnan(second)):
-                msg = f"the {what} of {measure.name} on {name} is {first!r}, and {second!r} the second time"
-                raise AssertionError(msg)
+                raise AssertionError(
+                    f"the {what} of {measure.name} on {name} is {first!r}, and {second!r} the second time"
+                )
         if not np.array_equal(before, spectrum.eigenvalues):
-            msg = f"{measure.name} changes the eigenvalues of {name}"
-            raise AssertionError(msg)
+            raise AssertionError(f"{measure.name} changes the eigenvalues of {name}")
 
 
 def reports() -> list[Report]:
@@ -111,20 +112,18 @@ def check_rule(rule: AlertRule) -> None:
             try:
                 first, second = list(rule.find(history)), list(rule.find(history))
             except Exception as error:
-                msg = f"the rule {rule.name} raises on {what}: {error!r}"
-                raise AssertionError(msg) from error
+                raise AssertionError(f"the rule {rule.name} raises on {what}: {error!r}") from error
             if first != second:
-                msg = f"the rule {rule.name} finds {first!r} on {what}, and {second!r} the second time"
-                raise AssertionError(msg)
+                raise AssertionError(f"the rule {rule.name} finds {first!r} on {what}, and {second!r} the second time")
             for finding in first:
                 if getattr(finding, "layer", None) not in {"", *layers}:
-                    msg = (
+                    raise AssertionError(
                         f"the rule {rule.name} gives {finding!r} on {what}, which is not a finding in one of its layers"
                     )
-                    raise AssertionError(msg)
     if not rule.is_explained:
-        msg = f"the rule {rule.name} has no page: give its function a docstring that says what, why and by which source"
-        raise AssertionError(msg)
+        raise AssertionError(
+            f"the rule {rule.name} has no page: give its function a docstring that says what, why and by which source"
+        )
 
 
 def _with(layer: LayerReport, needs: Iterable[str], value: float | None) -> LayerReport:
@@ -146,10 +145,9 @@ def check_sink(make: Callable[[], Sink]) -> None:
         AssertionError: if a method is missing or raises.
     """
     sink = make()
-    missing = [name for name in ("write", "alert", "flush", "close") if not callable(getattr(sink, name, None))]
-    if missing:
-        msg = f"{sink!r} has no {missing[0]}"
-        raise AssertionError(msg)
+    missing = missing_method(sink)
+    if missing is not None:
+        raise AssertionError(f"{sink!r} has no {missing}")
     alert = Alert("non_finite:fc", "non_finite", "error", "firing", "fc", ("fc",), 30, 30, "fc: NaN — stop.")
     calls: list[tuple[str, Callable[[], object]]] = [
         *((f"write, at step {report.step}", partial(sink.write, report)) for report in reports()),
@@ -162,8 +160,7 @@ def check_sink(make: Callable[[], Sink]) -> None:
         try:
             call()
         except Exception as error:
-            msg = f"{type(sink).__name__} raises in {name}: {error!r}"
-            raise AssertionError(msg) from error
+            raise AssertionError(f"{type(sink).__name__} raises in {name}: {error!r}") from error
 
 
 @explain_wrong_calls
@@ -198,5 +195,4 @@ def _expect_equal(plain: Iterable[float], watched: Iterable[float]) -> None:
     """Check that losses with and without a monitor are the same; NaN counts as equal to NaN."""
     for k, (a, b) in enumerate(zip(plain, watched, strict=True)):
         if a != b and not (math.isnan(a) and math.isnan(b)):
-            msg = f"the losses differ with a monitor, first at {k}: {a!r} without, {b!r} with"
-            raise AssertionError(msg)
+            raise AssertionError(f"the losses differ with a monitor, first at {k}: {a!r} without, {b!r} with")

@@ -10,7 +10,6 @@ import operator
 import time
 import weakref
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Unpack
@@ -193,7 +192,7 @@ def attach(
     )
     reader.transfers.waits = mode == "sync"
     rules = usable_rules(options.alert_config, reader.measures)
-    close_older = nullcontext if hooked is None else partial(_close_older, hooked, model)
+    close_older = partial(_close_older, hooked, model)
     sinks = _open_sinks(shared, close_older) if shared.leads else []
     close_older()  # not before the sinks are open: a call that raises leaves the older monitor as it was
     budget, executor = _executor(shared, reader, mode, processes)
@@ -321,20 +320,23 @@ def _open_sinks(shared: _Shared, close_older: Callable[[], object]) -> list[tupl
     return open_them()
 
 
-def _close_older(optimizer: Optimizer, model: Model) -> None:
+def _close_older(optimizer: Optimizer | None, model: Model) -> None:
     """Close a monitor of the same optimizer and model: a notebook cell that ran again."""
+    if optimizer is None:
+        return
     for reference, watched in _watching.pop(optimizer, ()):
         older = reference()
-        if older is not None and not older.closed:
-            if watched == _identity(model):
-                _log.warning(
-                    "esdmon: another monitor already watched this model and optimizer. It is closed now, at step %d. "
-                    "To watch one model twice, leave the optimizer out of the second watch() and call its step().",
-                    older.steps,
-                )
-                older.close()
-            else:
-                _watching.setdefault(optimizer, []).append((reference, watched))
+        if older is None or older.closed:
+            continue
+        if watched != _identity(model):
+            _watching.setdefault(optimizer, []).append((reference, watched))
+            continue
+        _log.warning(
+            "esdmon: another monitor already watched this model and optimizer. It is closed now, at step %d. "
+            "To watch one model twice, leave the optimizer out of the second watch() and call its step().",
+            older.steps,
+        )
+        older.close()
 
 
 def _identity(model: Model) -> int:

@@ -9,9 +9,9 @@ import matplotlib as mpl
 import pytest
 import torch
 from matplotlib import pyplot as plt
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import distributed
 
+from tests.event_files import events_of
 from tests.limits import set_limits
 from tests.ranks import torchrun
 
@@ -63,9 +63,7 @@ def test_the_hosts_examples_run(
     assert monitor.report.waiting == ()
     tags = set()
     for folder in {event.parent for event in tmp_path.rglob("events.out.tfevents.*")}:
-        events = EventAccumulator(str(folder))
-        events.Reload()
-        tags |= set(events.Tags()["scalars"])
+        tags |= set(events_of(folder).Tags()["scalars"])
     assert {f"esdmon_stable_rank/{layer.name}" for layer in monitor.report} <= tags
 
 

@@ -1,6 +1,5 @@
 """Faults: isolated, counted, logged once, and paused if they go on."""
 
-import logging
 import math
 import signal
 from collections.abc import Callable, Iterator
@@ -12,17 +11,13 @@ import pytest
 
 from esdmon.isolation import Fault, Faults
 from esdmon.limits import Limits
+from tests.loops import warnings
 
 
 def fail(faults: Faults, who: str = "sink console", *, step: int = 1, text: str = "no space left") -> None:
     """Let a part fail once."""
     with faults.isolated(who, step):
         raise OSError(text)
-
-
-def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """What esdmon has logged as a warning."""
-    return [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
 
 
 def test_a_failure_is_kept_apart_and_written_down() -> None:
@@ -46,7 +41,7 @@ def test_what_does_not_fail_leaves_no_trace(caplog: pytest.LogCaptureFixture) ->
     faults = Faults()
     with faults.isolated("sink console", 1):
         pass
-    assert (list(faults), messages(caplog)) == ([], [])
+    assert (list(faults), warnings(caplog)) == ([], [])
     assert not faults.disabled("sink console")
 
 
@@ -88,7 +83,7 @@ def test_a_part_that_recovers_is_used_as_before(caplog: pytest.LogCaptureFixture
     faults = Faults()
     assert tries(faults, 50, fails_until=3) == [1, 2, 3, *range(13, 51)]
     assert [(fault.count, fault.in_a_row, fault.disabled) for fault in faults] == [(3, 0, False)]
-    assert messages(caplog) == [
+    assert warnings(caplog) == [
         (
             "esdmon: sink console failed at step 1: OSError: no space left. Training continues, and this part is tried "
             "again."
@@ -101,7 +96,7 @@ def test_a_part_that_recovers_is_used_as_before(caplog: pytest.LogCaptureFixture
 def test_a_part_that_fails_for_ever_is_logged_seldom(caplog: pytest.LogCaptureFixture) -> None:
     """Its first failure, and each pause that is longer than the one before."""
     tries(Faults(), 5000)
-    assert len(messages(caplog)) == 1 + len([10, 20, 40, 80, 160, 320])
+    assert len(warnings(caplog)) == 1 + len([10, 20, 40, 80, 160, 320])
 
 
 def test_pauses_begin_short_again_after_a_long_time_that_went_well() -> None:
@@ -125,7 +120,7 @@ def test_a_part_that_is_called_all_the_same_is_never_paused(caplog: pytest.LogCa
         with faults.isolated("on_alert", step, pauses=False):
             raise OSError("no network")
     assert [(fault.count, fault.disabled) for fault in faults] == [(10, False)]
-    assert len(messages(caplog)) == 1
+    assert len(warnings(caplog)) == 1
 
 
 def test_a_failure_that_was_caught_elsewhere_counts_too() -> None:
@@ -133,7 +128,7 @@ def test_a_failure_that_was_caught_elsewhere_counts_too() -> None:
     faults = Faults()
     faults.record("reading 0", 4, RuntimeError("no memory"))
     assert list(faults) == [Fault("reading 0", "RuntimeError: no memory", step=4)]
-    faults.worked("reading 0")
+    faults.worked("reading 0", 5)
     assert [fault.in_a_row for fault in faults] == [0]
 
 
@@ -184,7 +179,7 @@ def test_what_fails_while_a_model_is_read_once(caplog: pytest.LogCaptureFixture)
     faults = Faults(during="reading")
     tries(faults, 3)
     assert faults.disabled("sink console")
-    first, last = messages(caplog)
+    first, last = warnings(caplog)
     assert first == "esdmon: sink console failed: OSError: no space left. Reading continues without it."
     assert last == (
         "esdmon: sink console has failed 3 times in a row and is not used for the rest of this model, so its values "

@@ -1,3 +1,3 @@
-"""The command line `esdmon`: `parser` reads the arguments, the other modules are a command each."""
+"""The command line `esdmon`: `entry` runs a command, `parser` defines the arguments, the others are a command each."""
 
-from esdmon.cli.parser import main as main
+from esdmon.cli.entry import main as main

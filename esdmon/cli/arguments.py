@@ -52,13 +52,13 @@ def number(kind: type[Number], low: Number, high: Number) -> Callable[[str], Num
         try:
             value = kind(text)
         except ValueError as error:
-            msg = f"{text!r} is not {'a whole number' if kind is int else 'a number'}"
-            raise argparse.ArgumentTypeError(msg) from error
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is not {'a whole number' if kind is int else 'a number'}"
+            ) from error
         inside = low <= value <= high if kind is int else math.isfinite(value) and low < value <= high
         if not inside:
             bounds = f"from {low} to {high}" if kind is int else f"above {low} and at most {high}"
-            msg = f"{text} is out of range: give a number {bounds}"
-            raise argparse.ArgumentTypeError(msg)
+            raise argparse.ArgumentTypeError(f"{text} is out of range: give a number {bounds}")
         return value
 
     return parse

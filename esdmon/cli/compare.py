@@ -199,12 +199,14 @@ def _lines(snapshots: Sequence[Snapshot], tracks: Sequence[Track], view: View) -
         yield f"from {_arrow([printable(each.path) for each in snapshots], shortened=shortened)}"
     yield from origin_lines(snapshots)
     yield from fitting_table(view, [track.readings for track in tracks], cell)
-    different = [(f"of another shape, not compared: {_shapes(track)}", track.name) for track in tracks]
-    yield from grouped(line for line, track in zip(different, tracks, strict=True) if not track.has_one_shape)
-    rounded = [
-        (f"of another dtype, so that moved includes the rounding: {_dtypes(track)}", track.name) for track in tracks
-    ]
-    yield from grouped(line for line, track in zip(rounded, tracks, strict=True) if "→" in _dtypes(track))
+    yield from grouped(
+        (f"of another shape, not compared: {_shapes(track)}", track.name) for track in tracks if not track.has_one_shape
+    )
+    yield from grouped(
+        (f"of another dtype, so that moved includes the rounding: {_dtypes(track)}", track.name)
+        for track in tracks
+        if len({each.dtype for each in track.readings if each.dtype}) > 1
+    )
     for snapshot in snapshots:
         reasons = ((each.reason, each.name) for each in snapshot.report if each.status != "ok")
         yield from (f"{line} (in {printable(snapshot.path)})" for line in grouped(reasons))

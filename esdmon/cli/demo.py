@@ -129,7 +129,7 @@ def run(settings: DemoOptions) -> Report:
     Raises:
         InputError: if `out` cannot be written, or an extra is missing.
     """
-    console = live.console("this command", "demo")
+    console = live.console("demo")
     images, labels = digits(side=8)
     if not settings.out.strip():
         raise InputError("--out is empty: give a folder for the data, such as runs/demo")
@@ -158,7 +158,9 @@ def _train(
     sinks: list[Any] = [f"tensorboard:{out / 'spectra'}", f"jsonl:{out / 'esdmon.jsonl'}", course]
     held_back = 0.0
     monitor = watch(model, optimizer, every=every, budget=None, sinks=sinks, exclude=["head"])
-    with _closing(monitor), _curves(out / "training") as curves:
+    from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 -- watch() has explained it if it is missing
+
+    with _closing(monitor), SummaryWriter(str(out / "training")) as curves:
         progress, task = _progress(steps, console)
         with Live(progress, console=console, refresh_per_second=4) as shown:
             for step, index in enumerate(indices, start=1):
@@ -214,26 +216,13 @@ def _closing(monitor: Any) -> Iterator[None]:
             log.setLevel(level)
 
 
-@contextmanager
-def _curves(folder: Path) -> Iterator[Any]:
-    """Yield a writer of the training's own curves."""
-    from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 -- optional
-
-    writer = SummaryWriter(str(folder))
-    try:
-        yield writer
-    finally:
-        writer.close()
-
-
 def _conclude(timeline: Timeline, story: Story, held_back: float, out: Path, console: Console) -> Report:
     from rich.table import Table  # noqa: PLC0415 -- optional
     from rich.text import Text  # noqa: PLC0415
 
     report = timeline.last
     if report is None:
-        msg = "no reading was taken; see the log of esdmon for the reason"
-        raise InputError(msg)
+        raise InputError("no reading was taken; see the log of esdmon for the reason")
     quiet = "" if timeline.episodes else "; no alert has fired"
     end = Event(report.step, f"the end: accuracy {held_back:.3f} on {_HELD_BACK} digits that were held back{quiet}")
     table = Table.grid(padding=(0, 2))
@@ -283,8 +272,7 @@ def _free_folder(out: Path) -> Path:
         out = out.resolve()
     for folder in itertools.chain([out], (out.parent / f"{out.name}-{n}" for n in itertools.count(2))):
         if folder != out and not out.name:
-            msg = f"--out {out} cannot be used: it is not empty. Choose another folder."
-            raise InputError(msg)
+            raise InputError(f"--out {out} cannot be used: it is not empty. Choose another folder.")
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if not any(folder.iterdir()):

@@ -36,7 +36,7 @@ _SEVERITY_COLOURS: dict[Severity, str] = {
 }
 
 
-def console(who: str, extra: str) -> Console:
+def console(extra: str) -> Console:
     """Return the terminal.
 
     Raises:
@@ -45,7 +45,7 @@ def console(who: str, extra: str) -> Console:
     try:
         from rich.console import Console  # noqa: PLC0415 -- optional
     except ImportError as error:
-        raise MissingExtraError(who, "rich", extra) from error
+        raise MissingExtraError("this command", "rich", extra) from error
     return Console()
 
 

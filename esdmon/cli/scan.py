@@ -78,34 +78,8 @@ def scan(settings: ScanOptions) -> int:
     plugins = Plugins()
     view = _view(settings, plugins.measures)
     measures = _measures(settings, view, plugins.measures)
-    paths = [*settings.compare, settings.path]
-    with _ranks() as ranks, closing(Pool(settings.workers)) as pool:
-        drift = Drift() if settings.compare else None
-        models, origins = zip(*(open_model(path) for path in paths), strict=True)
-        reference, also = (
-            (None, ()) if settings.reference is None else open_model(settings.reference, is_reference=True)
-        )
-        options = ReadingOptions(
-            measures,
-            selection=settings.selection,
-            reference=reference,
-            precision=settings.precision,
-            solver=solve_lapack,
-            processes=pool.processes,
-        )
-        readers = [Reader(model, plugins, options, drift=drift) for model in models]
-        found = [[matrix.name for matrix in reader.matrices] for reader in readers]
-        compare.check_common(paths, found)
-        names = compare.common(found)
-        mine = {matrix.name for matrix in split([each for each in readers[-1].matrices if each.name in names], ranks)}
-        snapshots = [
-            Snapshot(
-                path,
-                replace(_read(reader, pool, names, mine, step=step, ranks=ranks), origins=(*origin, *also)),
-                {matrix.name: matrix.stack_shape() for matrix in reader.matrices},
-            )
-            for path, step, reader, origin in zip(paths, compare.steps_of(paths), readers, origins, strict=True)
-        ]
+    with _ranks() as ranks:
+        snapshots = _read_all(settings, plugins, measures, ranks)
         if ranks.rank > 0:
             return 0
     if view.form in ("csv", "jsonl"):  # their lines have no place for it
@@ -135,6 +109,34 @@ def _measures(settings: ScanOptions, view: View, known: Mapping[str, Measure]) -
     measures = choose_measures(settings.measures, known)
     shown = measures_in((*view.columns, *([view.sort] if view.sort else ())), known)
     return tuple(measure for name, measure in known.items() if measure in measures or name in shown)
+
+
+def _read_all(settings: ScanOptions, plugins: Plugins, measures: Sequence[Measure], ranks: Ranks) -> list[Snapshot]:
+    """Read in each checkpoint the matrices that all have."""
+    paths = [*settings.compare, settings.path]
+    models, origins = zip(*(open_model(path) for path in paths), strict=True)
+    reference, also = (None, ()) if settings.reference is None else open_model(settings.reference, is_reference=True)
+    drift = Drift() if settings.compare else None
+    with closing(Pool(settings.workers)) as pool:
+        options = ReadingOptions(
+            measures,
+            selection=settings.selection,
+            reference=reference,
+            precision=settings.precision,
+            solver=solve_lapack,
+            processes=pool.processes,
+        )
+        readers = [Reader(model, plugins, options, drift=drift) for model in models]
+        found = [[matrix.name for matrix in reader.matrices] for reader in readers]
+        compare.check_common(paths, found)
+        names = compare.common(found)
+        mine = {matrix.name for matrix in split([each for each in readers[-1].matrices if each.name in names], ranks)}
+        snapshots = []
+        for path, step, reader, origin in zip(paths, compare.steps_of(paths), readers, origins, strict=True):
+            report = replace(_read(reader, pool, names, mine, step=step, ranks=ranks), origins=(*origin, *also))
+            shapes = {matrix.name: matrix.stack_shape() for matrix in reader.matrices}
+            snapshots.append(Snapshot(path, report, shapes))
+        return snapshots
 
 
 def _status(report: Report) -> int:

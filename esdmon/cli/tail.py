@@ -29,7 +29,7 @@ def show(run: str, *, once: bool) -> None:
     Raises:
         InputError: without such a file, if it is not a JSONL of esdmon, and without rich.
     """
-    console = live.console("this command", "scan")
+    console = live.console("scan")
     followed = FollowedRun(find_file(run))
     followed.update()
     if once or not console.is_terminal:

@@ -53,9 +53,10 @@ def open_sinks(sinks: Sinks, known: Plugins, *, webhook: str = "") -> list[tuple
     Raises:
         InputError: for a sink that cannot be opened; those that were opened before it are closed.
     """
-    several = _once(
-        [(each, spec == "auto") for spec in listed(sinks) for each in (_automatic(known) if spec == "auto" else [spec])]
-    )
+    several: list[tuple[str | Sink, bool]] = []  # each with whether it is one of "auto"
+    for given in listed(sinks):
+        several += [(spec, True) for spec in _automatic(known)] if given == "auto" else [(given, False)]
+    several = _once(several)
     if webhook:
         several.append((f"webhook:{webhook}", False))
     opened: list[tuple[str, Sink]] = []
@@ -85,8 +86,9 @@ def _once(several: Sequence[tuple[str | Sink, bool]]) -> list[tuple[str | Sink, 
         scheme, _, target = spec.partition(":") if isinstance(spec, str) else ("", "", "")
         place = f"{scheme}:{os.path.normpath(target)}" if isinstance(spec, str) else id(spec)
         if place in kept:
-            name = shown(spec) if isinstance(spec, str) else type(spec).__name__
-            _log.warning("esdmon: sinks= holds %s twice. Each reading is written to it once; leave one out.", name)
+            _log.warning(
+                "esdmon: sinks= holds %s twice. Each reading is written to it once; leave one out.", shown(spec)
+            )
         else:
             kept[place] = spec, is_automatic
     return list(kept.values())
@@ -94,9 +96,7 @@ def _once(several: Sequence[tuple[str | Sink, bool]]) -> list[tuple[str | Sink, 
 
 def _name(spec: str | Sink, known: Plugins) -> str:
     """Return what a sink is called in messages, after the word `sink`."""
-    if not isinstance(spec, str):
-        return type(spec).__name__
-    return f"{shown(spec)}{known.origin('sink', spec.partition(':')[0])}"
+    return shown(spec) + (known.origin("sink", spec.partition(":")[0]) if isinstance(spec, str) else "")
 
 
 def _automatic(known: Plugins) -> list[str | Sink]:

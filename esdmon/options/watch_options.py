@@ -176,10 +176,6 @@ def _is_whole(value: object) -> bool:
     return number is not None and number >= 0
 
 
-def _is_whole_or_none(value: object) -> bool:
-    return value is None or _is_whole(value)
-
-
 def _is_bool(value: object) -> bool:
     return isinstance(value, bool)
 
@@ -190,12 +186,8 @@ def _is_patterns(value: object) -> bool:
     )
 
 
-def _is_patterns_or_none(value: object) -> bool:
-    return value is None or _is_patterns(value)
-
-
-def _is_function_or_none(value: object) -> bool:
-    return value is None or callable(value)
+def _or_none(is_allowed: Callable[[object], bool]) -> Callable[[object], bool]:
+    return lambda value: value is None or is_allowed(value)
 
 
 _MODES = ("auto", *MODES)
@@ -205,12 +197,12 @@ _ALLOWED: dict[str, tuple[Callable[[object], bool], str]] = {
         lambda value: value == "auto" or _is_whole(value),
         "'auto', or a number of threads or worker processes, 0 or more",
     ),
-    "max_tags": (_is_whole_or_none, "a number of series, 0 or more, or None for all"),
+    "max_tags": (_or_none(_is_whole), "a number of series, 0 or more, or None for all"),
     "first_step": (_is_whole, "a number of steps, 0 or more"),
     "strict": (_is_bool, "True or False"),
     "hook": (_is_bool, "True or False"),
-    "layers": (_is_patterns_or_none, "a list of patterns of names, or None for all"),
+    "layers": (_or_none(_is_patterns), "a list of patterns of names, or None for all"),
     "exclude": (_is_patterns, "a list of patterns of names"),
-    "on_alert": (_is_function_or_none, "a function that takes an Alert"),
+    "on_alert": (_or_none(callable), "a function that takes an Alert"),
 }
 """For each option, a check and a text of the allowed values. `hook` and `first_step` are options of `watch()` only."""

@@ -59,8 +59,7 @@ def esdmon_materialize(parameter: Tensor) -> Callable[[Tensor], Tensor] | None:
 
 def _console(target: str) -> sinks.Sink:
     if target:
-        msg = f"console takes no target, got 'console:{target}'"
-        raise InputError(msg)
+        raise InputError(f"console takes no target, got 'console:{target}'")
     return sinks.ConsoleSink()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, final
 
@@ -14,6 +15,7 @@ from esdmon.plugins.registry import BUILT_IN_PLUGIN, Listed, Registry
 from esdmon.records import Alert, LayerReport
 from esdmon.schedule import Schedule
 from esdmon.sinks import Sink
+from esdmon.sinks.protocol import missing_method
 from esdmon.spectrum import Measure
 
 if TYPE_CHECKING:
@@ -43,22 +45,20 @@ class Plugins:
 
     def __init__(self, extra: Iterable[object] = ()) -> None:
         if isinstance(extra, str) or not isinstance(extra, Iterable):
-            msg = f"plugins= must be a list of modules or objects with hooks; got {extra!r}"
-            raise InputError(msg)
+            raise InputError(f"plugins= must be a list of modules or objects with hooks; got {extra!r}")
         extra = tuple(extra)
         for plugin in extra:
             if plugin is None or isinstance(plugin, str | int | float):
-                msg = (
+                raise InputError(
                     f"plugins= must hold modules or objects with hooks; got {plugin!r}. An installed plugin need not "
                     "be listed."
                 )
-                raise InputError(msg)
         self._registry = Registry(extra)
         self._is_in_run = False
         self._owners: dict[tuple[str, str], str] = {}
         self._sinks: dict[str, Callable[[str], Sink]] = self._collect("sink", _sinks)
         self.measures: dict[str, Measure] = self._collect("measure", _measures)
-        self.rules: dict[str, AlertRule] = self._collect("rule", _rules)
+        self.rules: dict[str, AlertRule] = self._collect("rule", partial(_named, AlertRule))
         self.schedule: Schedule | None = self._is_due if self._registry.has("esdmon_schedule") else None
         """Additional due steps, by `esdmon_schedule`; None if no plugin implements it."""
         self.may_stop = self._registry.has("esdmon_request_stop")
@@ -200,12 +200,14 @@ def _missing(sink: object) -> str | None:
     """Return what keeps an object from being a sink; None for a sink."""
     if isinstance(sink, type):
         return f"{sink.__name__} is a class"
-    names = [name for name in ("write", "alert", "flush", "close") if not callable(getattr(sink, name, None))]
-    return f"{sink!r} has no {names[0]}" if names else None
+    name = missing_method(sink)
+    return f"{sink!r} has no {name}" if name else None
 
 
-def shown(spec: str) -> str:
-    """Return the name of a sink for messages, without its URL, which may be a secret."""
+def shown(spec: str | Sink) -> str:
+    """Return the name of a sink for messages: its class, or the text without a URL, which may be a secret."""
+    if not isinstance(spec, str):
+        return type(spec).__name__
     return f"{spec.partition(':')[0]}:…" if "://" in spec else spec
 
 
@@ -228,34 +230,26 @@ def _sink_hint(spec: str, known: Sequence[str]) -> str:
 def _measures(items: Iterable[Any]) -> dict[str, Measure]:
     # A measure is a field of a layer's JSON record, beside these.
     fields = {*LayerReport("", "ok", 0).to_record(), "schema", "kind"}
-    measures = _named(items, Measure)
+    measures = _named(Measure, items)
     for name in measures:
         if name in fields or name.endswith("_null"):
-            msg = f"the measure {name!r} has the name of a record field. Choose another name."
-            raise ValueError(msg)
+            raise ValueError(f"the measure {name!r} has the name of a record field. Choose another name.")
     return measures
-
-
-def _rules(items: Iterable[Any]) -> dict[str, AlertRule]:
-    return _named(items, AlertRule)
 
 
 def _sinks(items: Mapping[str, Any]) -> dict[str, Any]:
     for scheme, factory in items.items():
         if not callable(factory):
-            msg = f"sink {scheme!r}: {factory!r} is not callable"
-            raise TypeError(msg)
+            raise TypeError(f"sink {scheme!r}: {factory!r} is not callable")
     return dict(items)
 
 
-def _named(items: Iterable[Any], kind: type[Item]) -> dict[str, Item]:
+def _named(kind: type[Item], items: Iterable[Any]) -> dict[str, Item]:
     named: dict[str, Item] = {}
     for item in items:
         if not isinstance(item, kind):
-            msg = f"{item!r} is not a {kind.__name__}"
-            raise TypeError(msg)
+            raise TypeError(f"{item!r} is not a {kind.__name__}")
         if item.name in named:
-            msg = f"the name {item.name!r} is used twice"
-            raise ValueError(msg)
+            raise ValueError(f"the name {item.name!r} is used twice")
         named[item.name] = item
     return named

@@ -71,8 +71,7 @@ def repair_end(path: Path) -> None:
         found = (_end_of_whole_members if is_packed(path) else _end_of_whole_lines)(file, size)
     if found is None:
         what = "gzipped JSON lines" if is_packed(path) else "JSON lines"
-        msg = f"jsonl:{path} contains something other than {what} of esdmon. Choose another path."
-        raise InputError(msg)
+        raise InputError(f"jsonl:{path} contains something other than {what} of esdmon. Choose another path.")
     end, lacks_newline = found
     if end < size:
         os.truncate(path, end)

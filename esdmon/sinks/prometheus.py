@@ -48,7 +48,8 @@ class PrometheusSink:
         self._step = 0
         self._read_at = 0.0
         self._run = ""
-        self._text = ""
+        self.text = ""
+        """The text that Prometheus reads, as of the last report or alert."""
         self._path: Path | None = None
         self._server: ThreadingHTTPServer | None = None
         found = _ADDRESS.fullmatch(target)
@@ -105,11 +106,6 @@ class PrometheusSink:
             server.shutdown()
             server.server_close()
 
-    @property
-    def text(self) -> str:
-        """Return the text that Prometheus reads, as of the last report or alert."""
-        return self._text
-
     def _format(self) -> str:
         families: dict[str, list[str]] = {}
         run = {"run": self._run} if self._run else {}
@@ -129,13 +125,13 @@ class PrometheusSink:
 
     def _publish(self) -> None:
         """Export the current values. A file is replaced atomically, so that readers never see half of it."""
-        self._text = self._format()  # formatted here, since another thread serves the text
+        self.text = self._format()  # formatted here, since another thread serves the text
         if self._path is None:
             return
         beside = self._path.with_name(f".{self._path.name}.{os.getpid()}")
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            beside.write_text(self._text, encoding="utf-8")
+            beside.write_text(self.text, encoding="utf-8")
             beside.replace(self._path)
         except OSError as error:
             raise unwritable(f"prometheus:{self._path}", error) from error

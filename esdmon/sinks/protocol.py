@@ -37,3 +37,9 @@ class Sink(Protocol):
 
     def close(self) -> None:
         """Flush, and release all resources. Called once."""
+
+
+def missing_method(sink: object) -> str | None:
+    """Return the name of the first method that an object lacks to be a sink; None for a sink."""
+    names = ("write", "alert", "flush", "close")
+    return next((name for name in names if not callable(getattr(sink, name, None))), None)

@@ -44,7 +44,7 @@ def open_sinks(options: CallbackOptions, host: HostSinks) -> list[tuple[str, str
         if given == "auto":
             sinks += _automatic(options, host)
         else:
-            sinks.append((shown(given) if isinstance(given, str) else type(given).__name__, given))
+            sinks.append((shown(given), given))
     return sinks
 
 

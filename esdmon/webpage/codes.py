@@ -1,12 +1,12 @@
 """Encode the phase or status of a reading as a small integer, and as one character in a row of the phase map."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from esdmon.records import LayerReport
+from esdmon.records import LayerReport, Report
 from esdmon.spectrum import Phase
 
 NOT_READ: Final = -2
@@ -28,6 +28,12 @@ CHARACTERS: Final[Mapping[int, str]] = {
 def code_of(layer: LayerReport) -> int:
     """Return the code of a reading: of its phase, 0 to 5 or -1; if it has no numbers, of its status."""
     return layer.phase.code if layer.status == "ok" else STATUS_CODES[layer.status]
+
+
+def column_of(names: Iterable[str], report: Report) -> NDArray[np.int8]:
+    """Return the codes of layers, in the order of their names, at a report."""
+    codes = {layer.name: code_of(layer) for layer in report}
+    return np.array([codes.get(name, NOT_READ) for name in names], dtype=np.int8)
 
 
 def rows_of(codes: NDArray[np.int8]) -> list[str]:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from esdmon.present.scalars import kind_of
-from esdmon.records import SCHEMA, Alert, LayerReport, Record
+from esdmon.records import SCHEMA, Alert, LayerReport, Record, Report
 from esdmon.records.serialization import esd_to_record
 from esdmon.records.table import natural_key
 from esdmon.webpage.codes import CHARACTERS, code_of
@@ -71,6 +71,12 @@ class Layer:
         return cls(name, kind_of(name))
 
 
+def with_layers_of(report: Report, known: Mapping[str, Layer]) -> dict[str, Layer]:
+    """Return the known layers by name, and those of a report, also the ones that are not read yet."""
+    layers = {**known, **{layer.name: Layer.of(layer) for layer in report}}
+    return layers | {name: Layer.unread(name) for name in report.waiting if name not in layers}
+
+
 def measures_of(layer: LayerReport) -> list[float]:
     """Return the values of `MEASURES`, NaN for those that are undefined."""
     own = {
@@ -88,8 +94,7 @@ def frame_of(layer: LayerReport) -> Record:
         ValueError: for a layer without a histogram.
     """
     if layer.esd is None:
-        msg = f"{layer.name} has no histogram"
-        raise ValueError(msg)
+        raise ValueError(f"{layer.name} has no histogram")
     fit = {name: short(layer.measures.get(name, math.nan)) for name in FIT}
     return {
         **esd_to_record(layer.esd),

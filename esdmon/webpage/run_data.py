@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from esdmon.records import Alert, LayerReport, Record, Report
 from esdmon.webpage import contract
-from esdmon.webpage.codes import NOT_READ, code_of, rows_of
+from esdmon.webpage.codes import NOT_READ, column_of, rows_of
 
 MAX_COLUMNS: Final = 2000
 """Number of steps of the phase map that are kept; screens do not have more pixels."""
@@ -73,12 +73,9 @@ class RunData:
         self._columns: Series[NDArray[np.int8]] = Series(2 * MAX_COLUMNS)
         self._lines: dict[str, Series[list[float]]] = {}
         self._frames: dict[str, Series[str]] = {}
-        self._step, self._x = 0, 0
-
-    @property
-    def last_step(self) -> int:
-        """Return the step of the last report, in optimizer steps; 0 before the first."""
-        return self._step
+        self.last_step = 0
+        """Step of the last report, in optimizer steps; 0 before the first."""
+        self._x = 0
 
     @property
     def layers(self) -> list[contract.Layer]:
@@ -93,28 +90,24 @@ class RunData:
             due: layers whose spectra are kept; None for all layers that were read at this step and have a spectrum.
         """
         self.readings += 1
-        self._step, self._x = report.step, report.x
-        self._layers |= {layer.name: contract.Layer.of(layer) for layer in report}
-        for name in report.waiting:
-            self._layers.setdefault(name, contract.Layer.unread(name))
-        codes = dict.fromkeys(self._layers, NOT_READ)
-        codes |= {layer.name: code_of(layer) for layer in report}
+        self.last_step, self._x = report.step, report.x
+        self._layers = contract.with_layers_of(report, self._layers)
         for layer in report.new:
             self._lines.setdefault(layer.name, Series(MAX_POINTS)).add(report.x, contract.measures_of(layer))
         for layer in report.new if due is None else due:
             if layer.esd is not None:
                 text = json.dumps(contract.frame_of(layer), separators=(",", ":"), ensure_ascii=False)
                 self._frames.setdefault(layer.name, Series(MAX_FRAMES)).add(report.x, text)
-        self._columns.add(report.x, np.array(list(codes.values()), dtype=np.int8))
+        self._columns.add(report.x, column_of(self._layers, report))
 
     def add_alert(self, alert: Alert) -> None:
         """Add an alert, at the x-coordinate of the last report if both have the same step, else at its own step."""
-        x = self._x if alert.step == self._step else alert.step
+        x = self._x if alert.step == self.last_step else alert.step
         self.alerts.append(contract.alert_of(alert, x))
 
     def rewind(self, step: int) -> None:
         """Drop all data after a step, in optimizer steps."""
-        x = step * self._x // max(self._step, 1)
+        x = step * self._x // max(self.last_step, 1)
         self._columns.rewind(x)
         self.alerts = [alert for alert in self.alerts if alert["step"] <= x]
         for line in self._lines.values():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import sys
 import weakref
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -244,12 +243,7 @@ class SpectralMonitor(MonitorCallback, _callback()):  # type: ignore[misc]  # on
 
 def _host_sinks(trainer: Any, state: dict[str, Any]) -> HostSinks:
     return HostSinks(
-        loggers=partial(_loggers, trainer),
+        loggers=lambda: [(name_of(logger), partial(sink_for, logger)) for logger in trainer.loggers],
         folder=lambda: trainer.default_root_dir,
         resumed=run_of(state) if trainer.global_step > 0 else None,
     )
-
-
-def _loggers(trainer: Any) -> Iterator[tuple[str, Any]]:
-    for logger in trainer.loggers:
-        yield name_of(logger), partial(sink_for, logger)

@@ -24,7 +24,6 @@ from esdmon_tensorboard.stored import MAX_FRAMES, MAX_POINTS, Datum, Provider
 PREFIX: Final = "esdmon_phase/"
 _ALERT: Final = re.compile(r"esdmon_alert/(?P<rule>[^/]+)/(?P<layer>.*)/text_summary", re.DOTALL)
 _TEXT: Final = re.compile(r"\*\*(?P<severity>\w+), (?P<state>\w+)\*\* (?P<message>.*)", re.DOTALL)
-_LOWEST, _HIGHEST = Phase.UNCLASSIFIED.code, Phase.RANK_COLLAPSE.code
 
 
 @final
@@ -48,7 +47,7 @@ class ChartedRun:
         codes = np.full((len(steps), len(names)), NOT_READ, dtype=np.int8)
         for row, points in enumerate(series.values()):
             for step, value in points.items():
-                codes[place[step] :, row] = min(max(round(value), _LOWEST), _HIGHEST)
+                codes[place[step] :, row] = _code(value)
         chosen = contract.choose_columns(steps, codes, MAX_COLUMNS)
         view = contract.overview(
             [contract.Layer.unread(name) for name in names],
@@ -61,8 +60,8 @@ class ChartedRun:
 
     def lines(self, name: str) -> Record:
         """Return the measures of a layer at its readings."""
-        values = {measure: self._scalars(measure, name).get(name, {}) for measure in contract.MEASURES}
-        noise = self._scalars("alpha_noise", name).get(name, {})  # an alpha that is not meaningful has its own chart
+        values = {measure: self._of_layer(measure, name) for measure in contract.MEASURES}
+        noise = self._of_layer("alpha_noise", name)  # an alpha that is not meaningful has its own chart
         values["alpha_is_meaningful"] = dict.fromkeys(values["alpha"], 1.0) | dict.fromkeys(noise, 0.0) if noise else {}
         values["alpha"] = values["alpha"] | noise
         steps = sorted({step for points in values.values() for step in points})
@@ -73,7 +72,7 @@ class ChartedRun:
         """Return the spectra of a layer."""
         points = self._provider.points(self._run, f"esdmon_esd/{name}", "histograms")
         chosen = [points[k] for k in contract.spread([point.step for point in points], MAX_FRAMES)]
-        fits = {measure: self._scalars(measure, name).get(name, {}) for measure in (*contract.FIT, "phase")}
+        fits = {measure: self._of_layer(measure, name) for measure in (*contract.FIT, "phase")}
         return contract.frames([point.step for point in chosen], [_frame(point, fits) for point in chosen])
 
     def _scalars(self, measure: str, name: str | None = None) -> dict[str, dict[int, float]]:
@@ -83,6 +82,10 @@ class ChartedRun:
         return {
             tag.removeprefix(prefix): {point.step: point.value for point in points} for tag, points in found.items()
         }
+
+    def _of_layer(self, measure: str, name: str) -> dict[int, float]:
+        """Return the values of a measure of one layer by step."""
+        return self._scalars(measure, name).get(name, {})
 
     def _last(self, names: list[str]) -> dict[str, Record]:
         by_measure = [self._scalars(measure) for measure in contract.MEASURES]
@@ -111,11 +114,16 @@ def _frame(point: Datum, fits: dict[str, dict[int, float]]) -> Record:
     bins = np.asarray(point.numpy, dtype=float)
     at_step = {name: values.get(point.step) for name, values in fits.items()}
     phase = at_step.pop("phase")
-    code = NOT_READ if phase is None else min(max(round(phase), _LOWEST), _HIGHEST)
+    code = NOT_READ if phase is None else _code(phase)
     fit: dict[str, Any] = {name: contract.short(value) for name, value in at_step.items()}
     counts = [round(count) for count in bins[:, 2]]
     edges = {"low": contract.short(bins[0, 0]), "high": contract.short(bins[-1, 1])}
     return edges | {"counts": counts, "top": [], "phase": CHARACTERS[code]} | fit
+
+
+def _code(phase: float) -> int:
+    """Return the code of a phase that was drawn."""
+    return min(max(round(phase), Phase.UNCLASSIFIED.code), Phase.RANK_COLLAPSE.code)
 
 
 def _text(point: Datum) -> str:

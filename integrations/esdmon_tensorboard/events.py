@@ -78,8 +78,7 @@ class RunFiles:
 
     def __init__(self, target: str) -> None:
         if not target:
-            msg = "tensorboard needs a folder, such as 'tensorboard:runs/a'"
-            raise InputError(msg)
+            raise InputError("tensorboard needs a folder, such as 'tensorboard:runs/a'")
         self._folder = Path(target).expanduser().absolute()  # the working directory may change
         self._run_folder: Path | None = None
         self._run = secrets.token_hex(4)

@@ -180,8 +180,7 @@ def _histogram(layer: LayerReport, *, limits: str, counts: str) -> dict[str, Any
     """
     esd = layer.esd
     if esd is None:
-        msg = f"{layer.name} has no histogram"
-        raise ValueError(msg)
+        raise ValueError(f"{layer.name} has no histogram")
     edges, numbers = np.asarray(esd.edges), np.asarray(esd.counts, dtype=float)
     middles = (edges[1:] + edges[:-1]) / 2
     return {

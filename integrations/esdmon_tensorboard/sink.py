@@ -215,9 +215,11 @@ class UsersWriter:
 
         Two models of one job may have layers of the same names, whose readings would be mixed in one series.
         """
-        if not any(other is not self and other.writer is self.writer for other in _taken):
+        folder = self._folder()
+        is_free = all(other is self or other.writer is not self.writer for other in _taken)
+        if is_free:
             _taken.add(self)
-        if self in _taken or (folder := self._folder()) is None:
+        if is_free or folder is None:
             return self
         from esdmon_tensorboard.events import RunFiles  # noqa: PLC0415 -- optional
 

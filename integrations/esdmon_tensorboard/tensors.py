@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from esdmon.present.scalars import portable
 from esdmon.records import SCHEMA, Record
 from esdmon.webpage import contract
-from esdmon.webpage.codes import NOT_READ, code_of
+from esdmon.webpage.codes import column_of
 
 if TYPE_CHECKING:
     from esdmon import Alert, LayerReport, Report
@@ -70,16 +70,14 @@ class TensorLog:
             due: layers for which a histogram is due.
         """
         values = [] if self._layers else [_json_value(ALERTS, [])]
-        layers = self._layers | {layer.name: contract.Layer.of(layer) for layer in report}
-        layers |= {name: contract.Layer.unread(name) for name in report.waiting if name not in layers}
+        layers = contract.with_layers_of(report, self._layers)
         if layers != self._layers:
             self._layers = layers
             rows = [[layer.name, layer.kind, layer.M, layer.N, layer.slices] for layer in layers.values()]
             values.append(_json_value(LAYERS, rows))
         if not layers:
             return []
-        codes = dict.fromkeys(layers, NOT_READ) | {layer.name: code_of(layer) for layer in report}
-        values.append(_array_value(PHASE, np.array([codes[name] for name in layers], dtype=np.int8)))
+        values.append(_array_value(PHASE, column_of(layers, report)))
         index = {name: number for number, name in enumerate(layers)}
         rows_read = [[index[layer.name], *contract.measures_of(layer)] for layer in report.new]
         if rows_read:

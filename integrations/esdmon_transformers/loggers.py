@@ -61,26 +61,29 @@ def host_sinks(args: Any, state: Any, *, resumed: str | None) -> HostSinks:
 def _reported(args: Any, state: Any) -> list[tuple[str, Callable[[], str | Sink]]]:
     """Return a sink for each name that supports readings; log the other names."""
     names = [args.report_to] if isinstance(args.report_to, str) else list(args.report_to or ())
-    sinks: list[tuple[str, Callable[[], str | Sink]]] = []
-    others: list[str] = []
-    for name in sorted(set(names) - {"none"}):
-        callback, sink = _integration(name), _of_active_run(name)
-        if name == "tensorboard":
-            spec = f"tensorboard:{folders.tensorboard(args, state)}"
-            sinks.append((spec, partial(str, spec)))
-        elif sink is not None:
-            sinks.append((f"the Trainer's run of {name}", partial(_same, sink)))
-        elif callback is not None:
-            sinks.append((f"the Trainer's {type(callback).__name__}", partial(_through, callback, args, state)))
-        else:
-            others.append(name)
+    found = {name: _sink_for(name, args, state) for name in sorted(set(names) - {"none"})}
+    others = [name for name, sink in found.items() if sink is None]
     if others:
         _log.warning(
             "esdmon: report_to= names %s, which has no active run or takes no numbers. No readings are written there; "
             "give a sink in sinks=.",
             ", ".join(others),
         )
-    return sinks
+    return [sink for sink in found.values() if sink is not None]
+
+
+def _sink_for(name: str, args: Any, state: Any) -> tuple[str, Callable[[], str | Sink]] | None:
+    """Return the name in messages, and the function that returns the sink, for a name of `report_to`."""
+    if name == "tensorboard":
+        spec = f"tensorboard:{folders.tensorboard(args, state)}"
+        return spec, lambda: spec
+    sink = _of_active_run(name)
+    if sink is not None:
+        return f"the Trainer's run of {name}", lambda: sink
+    callback = _integration(name)
+    if callback is not None:
+        return f"the Trainer's {type(callback).__name__}", partial(_through, callback, args, state)
+    return None
 
 
 def _of_active_run(name: str) -> Sink | None:
@@ -90,10 +93,6 @@ def _of_active_run(name: str) -> Sink | None:
     except Exception as error:  # noqa: BLE001 -- parts of a tracker that are not documented
         _log.warning("esdmon: the run of %s cannot be opened: %s. It gets numbers only.", name, describe(error))
         return None
-
-
-def _same(sink: Sink) -> Sink:
-    return sink
 
 
 def _through(callback: Any, args: Any, state: Any) -> ScalarLoggerSink:

@@ -87,11 +87,10 @@ class NextRow:
             if "finished" not in str(error):
                 raise
             self.has_ended = True
-            msg = (
+            raise RunEndedError(
                 f"the W&B run {self._run.id} was finished before the monitor was closed: {what} is not in it. Close "
                 "the monitor before the run is finished"
-            )
-            raise RunEndedError(msg) from None
+            ) from None
 
     def _add(self, values: Mapping[str, Any], x: float, parts: Iterable[str]) -> None:
         axis = self._namespace(STEP)

@@ -8,10 +8,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from esdmon.cli import demo, main
 from esdmon.cli.digits import MiniAlexNet, digits
+from tests.event_files import events_of
 
 SHORT = ["--epochs", "12"]  # 600 steps
 
@@ -31,8 +31,7 @@ def test_loss_and_spectra_are_in_one_tensorboard(finished: tuple[Path, str]) -> 
     """By its own event reader: in two runs of one folder, over the same steps."""
     tags: dict[str, set[int]] = {}
     for run in ("spectra", "training"):
-        events = EventAccumulator(str(finished[0] / run), size_guidance={"scalars": 0})
-        events.Reload()
+        events = events_of(finished[0] / run)
         tags |= {tag: {event.step for event in events.Scalars(tag)} for tag in events.Tags()["scalars"]}
     assert len(tags["training/loss"]) == 40
     for tag in ("training/accuracy_held_back", "training/weight_decay"):

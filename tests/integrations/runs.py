@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from esdmon import Monitor
+from tests.event_files import events_of
 from tests.jsonl import records_in
 
 
@@ -34,16 +34,9 @@ def summary_steps(file: Path) -> list[int]:
     return [record["step"] for record in records if record["kind"] == "summary"]
 
 
-def events(folder: str | Path) -> EventAccumulator:
-    """All that TensorBoard reads in a folder."""
-    accumulator = EventAccumulator(str(folder), size_guidance={"scalars": 0})
-    accumulator.Reload()
-    return accumulator
-
-
 def scalar_steps(folder: Path, tag: str) -> list[int]:
     """The steps of a series in TensorBoard."""
-    return [point.step for point in events(folder).Scalars(tag)]
+    return [point.step for point in events_of(folder).Scalars(tag)]
 
 
 def run_script(name: str, folder: Path) -> None:

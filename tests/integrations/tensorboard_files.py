@@ -1,38 +1,24 @@
 """Writers of event files, and what TensorBoard's readers find in them."""
 
 import subprocess
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
 from tensorboard.backend.event_processing import plugin_event_accumulator
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
 import esdmon
-from esdmon.records import Coverage, LayerReport, Report
+from esdmon.records import Coverage, Report
 from esdmon.spectrum import Phase
-from esdmon.testing import reports
 from esdmon_tensorboard import TensorBoardSink
+from tests.esdmon_tensorboard.server import until
+from tests.event_files import events_of
+from tests.webpage.made import a_layer
 
 TAG = "esdmon_stable_rank/a"
-
-
-def events_of(folder: Path) -> EventAccumulator:
-    """Return what TensorBoard's own reader finds in a folder."""
-    accumulator = EventAccumulator(str(folder), size_guidance={"scalars": 0, "tensors": 0})
-    accumulator.Reload()
-    return accumulator
-
-
-@cache
-def a_layer() -> LayerReport:
-    """Return a layer with a spectrum."""
-    return reports()[0].layers[0]
 
 
 def report_of(names: str, step: int, phase: Phase = Phase.RANDOM_LIKE, host_step: int | None = None) -> Report:
@@ -85,14 +71,6 @@ def steps_of_rust(folder: Path, tag: str, last: int) -> list[int]:
         server.stdin.close()
     port.unlink()
     return found
-
-
-def until(is_so: Callable[[], object]) -> None:
-    for _ in range(6000):
-        if is_so():
-            return
-        time.sleep(0.01)
-    pytest.fail("TensorBoard's data server did not answer")
 
 
 def write_run(folder: Path, steps: Iterable[int], *, run: str = "aa", rewound: int | None = None) -> TensorBoardSink:

@@ -10,8 +10,9 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from esdmon.sinks import MemorySink
 from esdmon_lightning import SpectralMonitor
+from tests.event_files import events_of
 from tests.integrations.lightning_runs import Small, batches, trainer
-from tests.integrations.runs import events, monitor_of, summary_steps
+from tests.integrations.runs import monitor_of, summary_steps
 from tests.rules import ALWAYS
 
 # Lightning warns of much: few workers, small batches, its own dependencies.
@@ -23,7 +24,7 @@ def test_readings_are_at_the_x_of_the_loss_in_each_logger(tmp_path: Path) -> Non
     callback = SpectralMonitor(every=5, budget=None)
     board, table = TensorBoardLogger(tmp_path / "tb"), CSVLogger(tmp_path / "csv")
     trainer(tmp_path, callback, logger=[board, table]).fit(Small(), batches())
-    written = events(board.log_dir)
+    written = events_of(board.log_dir)
     losses = [point.step for point in written.Scalars("loss")]
     points = written.Scalars("esdmon_stable_rank/net.0")
     assert [losses.index(point.step) for point in points] == [4, 9, 14, 19]  # of the 5th, 10th … batch
@@ -68,7 +69,7 @@ def test_an_alert_is_in_the_trainers_tensorboard(tmp_path: Path) -> None:
     board = TensorBoardLogger(tmp_path)
     callback = SpectralMonitor(every=5, budget=None, alerts=[ALWAYS])
     trainer(tmp_path, callback, logger=board).fit(Small(), batches())
-    written = events(board.log_dir)
+    written = events_of(board.log_dir)
     assert [point.value for point in written.Scalars("esdmon_summary/alert_always")] == [1, 1, 1, 1]
     (text,) = written.Tensors("esdmon_alert/always/model/text_summary")
     assert b"**warning, firing** always: it holds, at step 5." in text.tensor_proto.string_val[0]

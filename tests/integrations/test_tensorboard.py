@@ -12,7 +12,8 @@ from esdmon.present.scalars import CHIEF
 from esdmon.records import Alert
 from esdmon.spectrum.measures import BUILT_IN_MEASURES
 from esdmon_tensorboard import TensorBoardSink
-from tests.integrations.tensorboard_files import TAG, events_of, report_of, steps_of_python, watch_for
+from tests.event_files import events_of
+from tests.integrations.tensorboard_files import TAG, report_of, steps_of_python, watch_for
 
 
 @pytest.mark.parametrize("max_tags", [200, None])

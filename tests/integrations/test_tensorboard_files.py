@@ -12,9 +12,9 @@ from torch import nn
 import esdmon
 from esdmon.errors import InputError
 from esdmon_tensorboard import TensorBoardSink
+from tests.event_files import events_of
 from tests.integrations.tensorboard_files import (
     TAG,
-    events_of,
     report_of,
     steps_of_python,
     steps_of_rust,

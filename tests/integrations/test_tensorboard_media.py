@@ -15,16 +15,10 @@ from esdmon.records import Alert, LayerReport
 from esdmon.spectrum import Phase
 from esdmon_tensorboard import TensorBoardSink
 from esdmon_tensorboard.events import RunFiles
+from tests.event_files import events_of
 from tests.fakes import timeline_of
-from tests.integrations.tensorboard_files import (
-    a_layer,
-    events_of,
-    pictures,
-    report_of,
-    steps_of_python,
-    steps_of_rust,
-    watch_for,
-)
+from tests.integrations.tensorboard_files import pictures, report_of, steps_of_python, steps_of_rust, watch_for
+from tests.webpage.made import a_layer
 
 ALERT = Alert("r:a", "r", "warning", "firing", "a", ("a",), 20, 10, "what to do")
 

@@ -14,7 +14,8 @@ from transformers import Trainer
 import esdmon
 import esdmon.schedule
 from esdmon_transformers import SpectralMonitor, tracker_sinks
-from tests.integrations.runs import events, monitor_of, scalar_steps, summary_steps
+from tests.event_files import events_of
+from tests.integrations.runs import monitor_of, scalar_steps, summary_steps
 from tests.integrations.transformers_runs import NAMES, Tokens, network, trainer
 from tests.rules import ALWAYS
 
@@ -99,7 +100,7 @@ def test_an_alert_is_in_tensorboard_beside_the_trainers(tmp_path: Path) -> None:
     trainer(tmp_path, callback, report_to="tensorboard").train()
     (folder,) = tmp_path.glob("runs/*/esdmon")
     assert scalar_steps(folder, "esdmon_summary/alert_always") == [4, 8, 12]
-    (text,) = events(folder).Tensors("esdmon_alert/always/model/text_summary")
+    (text,) = events_of(folder).Tensors("esdmon_alert/always/model/text_summary")
     assert b"always: it holds, at step 4." in text.tensor_proto.string_val[0]
 
 

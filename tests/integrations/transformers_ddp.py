@@ -13,20 +13,14 @@ from typing import Any
 import torch
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch import Tensor
-from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from esdmon.sinks import MemorySink
 from esdmon_transformers import SpectralMonitor
+from tests.integrations.transformers_runs import network
 from tests.ranks import fork
 from tests.rules import ALWAYS
 from tests.runtime.ranks.sharded_jobs import difference, full, reading_of
-
-
-def network() -> Any:
-    torch.manual_seed(0)
-    return GPT2LMHeadModel(
-        GPT2Config(vocab_size=50, n_positions=16, n_embd=64, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0)
-    )
 
 
 def arguments(folder: str, **options: Any) -> TrainingArguments:
@@ -59,7 +53,7 @@ def train(folder: str, stop_on: tuple[str, ...]) -> None:
         save_on=stop_on,
         sinks=f"jsonl:{folder}/a.jsonl",
     )
-    trainer = Trainer(network(), **given(folder), callbacks=[monitor])
+    trainer = Trainer(network(layers=1), **given(folder), callbacks=[monitor])
     trainer.train()
     result = {"steps": trainer.state.global_step, "errors": len(monitor.monitor.errors) if monitor.monitor else -1}
     Path(f"{folder}/rank-{os.environ['RANK']}.json").write_text(json.dumps(result))
@@ -95,11 +89,11 @@ def train_sharded(folder: str) -> None:
     monitor = SpectralMonitor(every=4, budget=None, sinks=[sink])
     losses = []
     for callbacks in ([keep, monitor], []):
-        trainer = Sharded(network(), **given(folder), callbacks=callbacks)
+        trainer = Sharded(network(layers=1), **given(folder), callbacks=callbacks)
         trainer.train()
         losses.append([line["loss"] for line in trainer.state.log_history if "loss" in line])
     read = [layer for report in sink.reports for layer in report.new]
-    whole = {step: reading_of(network(), keep.states[step]) for step in {layer.step for layer in read}}
+    whole = {step: reading_of(network(layers=1), keep.states[step]) for step in {layer.step for layer in read}}
     result = {
         "losses": losses,
         "errors": len(monitor.monitor.errors) if monitor.monitor else -1,

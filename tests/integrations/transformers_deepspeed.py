@@ -16,7 +16,8 @@ from transformers import Trainer, TrainerCallback
 
 from esdmon.sinks import MemorySink
 from esdmon_transformers import SpectralMonitor
-from tests.integrations.transformers_ddp import arguments, network
+from tests.integrations.transformers_ddp import arguments
+from tests.integrations.transformers_runs import network
 from tests.ranks import fork
 from tests.runtime.ranks.sharded_jobs import difference, reading_of
 
@@ -51,13 +52,16 @@ def train(folder: str, stage: int, *, watched: bool) -> dict[str, Any]:
     sink, keep = MemorySink(), Keep()
     monitor = SpectralMonitor(every=3, budget=None, sinks=[sink])
     callbacks = [keep, monitor] if watched else [keep]
-    trainer = Trainer(network(), given, train_dataset=data, callbacks=callbacks)
+    trainer = Trainer(network(layers=1), given, train_dataset=data, callbacks=callbacks)
     trainer.train()
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
     if not watched:
         return {"losses": losses}
     read = [layer for report in sink.reports for layer in report.new]
-    whole = {step: reading_of(network(), tied(network(), keep.states[step])) for step in {layer.step for layer in read}}
+    whole = {
+        step: reading_of(network(layers=1), tied(network(layers=1), keep.states[step]))
+        for step in {layer.step for layer in read}
+    }
     return {
         "losses": losses,
         "errors": [fault.message for fault in monitor.monitor.errors] if monitor.monitor else [""],

@@ -22,10 +22,10 @@ class Tokens(Dataset[dict[str, Tensor]]):
         return {"input_ids": ids, "labels": ids}
 
 
-def network() -> nn.Module:
+def network(layers: int = 2) -> nn.Module:
     torch.manual_seed(0)
     model: nn.Module = GPT2LMHeadModel(
-        GPT2Config(vocab_size=50, n_positions=16, n_embd=64, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0)
+        GPT2Config(vocab_size=50, n_positions=16, n_embd=64, n_layer=layers, n_head=2, bos_token_id=0, eos_token_id=0)
     )
     return model
 

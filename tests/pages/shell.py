@@ -12,7 +12,8 @@ import tomllib
 
 from sybil import Example
 
-from esdmon.cli.parser import main, make_parser
+from esdmon.cli import main
+from esdmon.cli.parser import make_parser
 from tests.pages.prepared import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]

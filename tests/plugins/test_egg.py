@@ -246,7 +246,7 @@ def test_however_it_is_broken_the_run_goes_on_and_the_message_names_plugin_hook_
     lines = [record.getMessage() for record in caplog.records if message.format(csv=path) in record.getMessage()]
     assert len(lines) == 1, caplog.text
     assert monitor is not None
-    steps = [json.loads(line)["step"] for line in (tmp_path / "a.jsonl").read_text().splitlines() if "summary" in line]
+    steps = [record["step"] for record in records_in(tmp_path / "a.jsonl") if record["kind"] == "summary"]
     assert steps == list(range(2, STEPS + 1, 2))
     assert [layer.name for layer in monitor.report or ()] == ["fc1", "fc2"]
 
@@ -263,7 +263,7 @@ def test_a_plugin_can_add_steps_to_the_schedule(use: Use, tmp_path: Path) -> Non
     """Besides those of `every=`."""
     use(added("def esdmon_schedule(step):\n    return step == 5"))
     train(sinks=[f"jsonl:{tmp_path / 'a.jsonl'}"])
-    steps = {json.loads(line)["step"] for line in (tmp_path / "a.jsonl").read_text().splitlines()}
+    steps = {record["step"] for record in records_in(tmp_path / "a.jsonl")}
     assert steps == {2, 4, 5, 6, 8, 10, 12}
 
 

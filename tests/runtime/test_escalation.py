@@ -14,7 +14,8 @@ from torch.nn import functional
 import esdmon
 from esdmon.alerts import BUILT_IN_RULES, AlertRule, Finding, History
 from esdmon.records import Alert, Coverage, Report
-from esdmon.replay import replay, reports_by_run
+from esdmon.replay import replay
+from esdmon.replay import reports as reports_in
 from esdmon.runtime.escalation import Escalation
 from esdmon.runtime.step_sampling import SHARE, Sampler, StepSampling
 from esdmon.schedule.budget import Budget
@@ -108,7 +109,7 @@ def test_extra_readings_are_marked_and_replayed(tmp_path: Path) -> None:
     loop.optimizer.param_groups[0]["lr"] = 0.5
     loop.train(410, 460)
     loop.monitor.close()
-    reports = [report for _, report in reports_by_run(tmp_path)]
+    reports = list(reports_in(tmp_path))
     extra = [report for report in reports if report.extra]
     assert extra
     assert all(layer.extra for report in extra for layer in report.new)

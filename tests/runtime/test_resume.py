@@ -16,13 +16,13 @@ from typing import Any
 
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
 import esdmon
 from esdmon.records.shortening import POWERS
 from esdmon.replay import records
 from esdmon.sinks import MemorySink
+from tests.event_files import events_of
 from tests.jsonl import records_in
 
 STEPS, SAVED, KILLED = 20, 9, 13
@@ -77,8 +77,7 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 
 
 def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
-    events.Reload()
+    events = events_of(folder)
     return {
         tag: [(point.step, point.value) for point in events.Scalars(tag)]
         for tag in events.Tags()["scalars"]

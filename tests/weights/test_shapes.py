@@ -11,6 +11,7 @@ import esdmon
 from esdmon.errors import UnwatchableError
 from esdmon.weights import Matrix, describe_unreadable, discover, extract
 from esdmon.weights.non_weights import NESTED
+from tests.loops import warnings
 
 LAYERS: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "linear": (lambda: nn.Linear(64, 96), "weight"),
@@ -61,7 +62,7 @@ def test_nothing_to_read_is_one_line_and_no_error(
     optimizer = torch.optim.SGD(nn.Linear(2, 2).parameters())
     with esdmon.watch(model, optimizer, every=1, budget=None, sinks=None, strict=True, hook=False) as monitor:
         monitor.step()
-    lines = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    lines = warnings(caplog)
     assert len(lines) == 1
     assert lines[0].startswith("esdmon: 5 of 5 matrices are skipped because they cannot be read (0: ")
     assert lines[0].endswith("; and 2 more). No matrix is left to read; training continues without readings.")

@@ -35,7 +35,7 @@ function el(tag, properties = {}, ...children) {
   return node;
 }
 
-const isThere = child => child !== null && child !== undefined;
+const isThere = value => value !== null && value !== undefined;
 const fill = (node, ...children) => node.replaceChildren(...children.filter(isThere));
 
 function httpSource(base) {
@@ -103,6 +103,9 @@ function niceTicks(low, high, count) {
   return ticks;
 }
 
+// The names of the layers from top to bottom, as they are grouped on the map.
+const namesInOrder = view => view.groups.flatMap(group => group.rows).map(row => view.layers[row].name);
+
 function shorten(text, context, width) {
   if (context.measureText(text).width <= width) return text;
   let tail = text;
@@ -110,8 +113,7 @@ function shorten(text, context, width) {
   return `…${tail}`;
 }
 
-const shown = (value, digits = 2) => value === null || value === undefined ? '–'
+const shown = (value, digits = 2) => !isThere(value) ? '–'
   : Math.abs(value) >= 1e4 || (value !== 0 && Math.abs(value) < 10 ** -digits) ? value.toExponential(1)
     : String(Number(value.toPrecision(3)));
-const withError = (value, error) => value === null || value === undefined ? '–'
-  : error === null || error === undefined ? shown(value) : `${value.toFixed(2)} ± ${error.toFixed(2)}`;
+const withError = (value, error) => isThere(value) && isThere(error) ? `${value.toFixed(2)} ± ${error.toFixed(2)}` : shown(value);

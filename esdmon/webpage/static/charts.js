@@ -15,15 +15,19 @@ const LINE_CHARTS = [
 
 const binOf = frame => (frame.high - frame.low) / frame.counts.length;
 const sum = numbers => numbers.reduce((total, number) => total + number, 0);
+const totalOf = frame => sum(frame.counts) + (frame.zeros || 0);
 
 // The bars of a frame as [left, right, log₁₀ density], with empty bins left out.
 function barsOf(frame) {
-  const width = binOf(frame), total = sum(frame.counts) + (frame.zeros || 0);
+  const width = binOf(frame), total = totalOf(frame);
   return frame.counts.flatMap((count, k) => {
     const from = frame.low + k * width;
-    return count ? [[from, from + width, Math.log10(count / (total * (10 ** (from + width) - 10 ** from)))]] : [];
+    return count ? [[from, from + width, logDensity(count / total, from, from + width)]] : [];
   });
 }
+
+// log₁₀ of the density of a share of the eigenvalues between two values of log₁₀ λ.
+const logDensity = (share, from, to) => Math.log10(share / (10 ** to - 10 ** from));
 
 // Limits that hold for all frames, so that the axes stand still while they are played.
 function esdLimits(frames) {
@@ -36,11 +40,11 @@ function esdLimits(frames) {
 
 // The density of the noise that fits the bulk, as points [log₁₀ λ, log₁₀ density].
 function noiseCurve(frame) {
-  const total = sum(frame.counts) + (frame.zeros || 0), width = binOf(frame);
+  const total = totalOf(frame), width = binOf(frame);
   if (frame.noise && frame.noise.length) { // rows and columns of different scales: expected counts
     return frame.noise.map((expected, k) => {
       const from = frame.low + k * width;
-      return [from + width / 2, Math.log10(expected / (total * (10 ** (from + width) - 10 ** from)))];
+      return [from + width / 2, logDensity(expected / total, from, from + width)];
     });
   }
   if (!frame.bulk_sigma || !frame.M || !frame.bulk_edge) return [];
@@ -79,8 +83,7 @@ function drawEsd(frame, limits, width, height, other) {
     stroke(g, [[x, ESD.top], [x, bottom]], colours.noise, 1.5, [2, 3]);
   }
   if (frame.alpha > 1 && frame.xmin > 0 && frame.n_tail) {
-    const total = sum(frame.counts) + (frame.zeros || 0), from = Math.log10(frame.xmin);
-    const start = Math.log10(frame.n_tail / total * (frame.alpha - 1)) - from;
+    const from = Math.log10(frame.xmin), start = Math.log10(frame.n_tail / totalOf(frame) * (frame.alpha - 1)) - from;
     const end = start - frame.alpha * (frame.high - from);
     stroke(g, [[X(from), Y(start)], [X(frame.high), Y(end)]], colours.fg, 2, frame.meaningful ? [] : [6, 5]);
   }
@@ -143,8 +146,7 @@ function stroke(g, points, colour, width = 1, dash = []) {
 function stretches(steps, values) {
   const found = [[]];
   steps.forEach((step, k) => {
-    const value = values[k];
-    if (value === null || value === undefined) found.push([]); else found.at(-1).push([step, value]);
+    if (isThere(values[k])) found.at(-1).push([step, values[k]]); else found.push([]);
   });
   return found.filter(stretch => stretch.length);
 }

@@ -1,6 +1,6 @@
 // The phase map: a row for each layer, a column for each step, alerts on the rows and above them.
 
-const MAP = {top: 20, bottom: 22, gap: 7, height: 560, named: 3};
+const MAP = {top: 20, bottom: 22, gap: 7, height: 560, named: 3, legible: 11}; // rows of at least 11 pixels have room for a text
 
 // Left of the cells are names, right of them the present phases. On a phone the cells get half of the width: names are
 // shortened, and a row ends with the letter of its phase.
@@ -23,7 +23,8 @@ function mapLayout(view, width) {
     y += MAP.gap;
   }
   const bottom = y - MAP.gap, margins = marginsOf(width), left = margins.left, right = width - margins.right;
-  return {rowHeight, order, tops, bands, left, right, rightMargin: margins.right, bottom, height: bottom + MAP.bottom};
+  return {rowHeight, isLow: rowHeight < MAP.legible, order, tops, bands, left, right, rightMargin: margins.right, bottom,
+    height: bottom + MAP.bottom};
 }
 
 function stepAxis(domain, left, right) {
@@ -147,7 +148,7 @@ function drawMap(view, width, {domain, selected, caption}) {
 
 // A letter at the beginning of each stretch of one phase, where rows are high enough for one.
 function drawLetters(g, view, layout, axis, colours) {
-  if (layout.rowHeight < 11) return;
+  if (layout.isLow) return;
   g.font = 'bold 10px system-ui, sans-serif';
   g.textAlign = 'left';
   g.textBaseline = 'middle';
@@ -168,7 +169,7 @@ function drawLetters(g, view, layout, axis, colours) {
 // A bar on each alerted row from when it began, and a triangle above the map at the step of the alert. Where rows are too
 // low for a bar, which would hide their phases, a mark where it began, and one beside the row.
 function drawSpan(g, span, index, layout, axis, colours, alerted) {
-  const colour = SEVERITIES[span.severity] || SEVERITIES.warning, isOpen = span.end === null, isLow = layout.rowHeight < 11;
+  const colour = SEVERITIES[span.severity] || SEVERITIES.warning, isOpen = span.end === null, {isLow} = layout;
   const from = axis.x(span.since), to = isLow ? from + 4 : Math.max(from + 3, axis.x(isOpen ? Infinity : span.end));
   const thickness = isLow ? layout.rowHeight : 4;
   for (const name of span.layers) {
@@ -199,7 +200,7 @@ function drawSpan(g, span, index, layout, axis, colours, alerted) {
 
 // Names of rows; where rows are too low for that, those of a few alerted rows, then of the kinds.
 function drawLabels(g, view, layout, colours, alerted) {
-  const half = layout.rowHeight / 2, isLow = layout.rowHeight < 11, labels = [];
+  const half = layout.rowHeight / 2, {isLow} = layout, labels = [];
   for (const band of layout.bands) {
     const marked = band.rows.filter(row => alerted.has(row)), isGroup = isLow && band.kind !== '';
     if (isGroup) {
@@ -234,7 +235,7 @@ function drawCounts(g, view, layout, colours) {
   g.fillStyle = colours.fg;
   const write = (text, y) => g.fillText(text, layout.right + 8, y, layout.rightMargin - 10);
   for (const band of layout.bands) {
-    if (layout.rowHeight >= 11) {
+    if (!layout.isLow) {
       for (const row of band.rows) {
         const state = STATE_OF[view.rows[row].at(-1)];
         write(state ? (layout.rightMargin < 60 ? state.letter : state.name) : '', layout.tops.get(row) + layout.rowHeight / 2);

@@ -3,9 +3,9 @@
 const MOST_LAYERS = 5; // with lines at once
 
 async function mount(root, source, {poll = 0} = {}) {
-  const state = {run: null, other: '', view: null, otherView: null, selected: null, compared: [], lines: new Map(),
-    frames: null, otherFrames: null, timer: 0, follows: true};
-  const parts = buildPage(source, state);
+  const state = {run: null, other: '', view: null, otherView: null, selected: null, compared: [], ...nothingFetched(),
+    timer: 0, follows: true};
+  const parts = buildPage(source);
   parts.refresh.hidden = !poll;
   root.replaceChildren(parts.page);
   followTheme(parts.page, () => state.view && draw());
@@ -42,10 +42,9 @@ async function mount(root, source, {poll = 0} = {}) {
     if (add && before && layer !== before) {
       state.compared = [before, ...state.compared.filter(name => name !== before && name !== layer)];
     } else if (!add && !state.compared.includes(layer)) state.compared = [];
-    if (layer !== before) Object.assign(state, {frames: null, otherFrames: null, lines: new Map(), otherLines: new Map()});
-    state.selected = {layer, step};
-    state.follows = state.view.steps.length > 0 && step >= state.view.steps.at(-1);
-    draw();
+    if (layer !== before) Object.assign(state, nothingFetched());
+    state.selected = {layer};
+    setStep(step);
     await fetchSelected();
     draw();
     status.ready = loading === 0;
@@ -72,7 +71,7 @@ async function mount(root, source, {poll = 0} = {}) {
     const view = run === null ? null : await source.overview(run);
     const otherView = other ? await source.overview(other) : null;
     if (state.run !== run || state.other !== other) return; // another was chosen meanwhile
-    Object.assign(state, {view, otherView, frames: null, otherFrames: null, lines: new Map(), otherLines: new Map()});
+    Object.assign(state, {view, otherView, ...nothingFetched()});
     if (state.view && state.view.layers.length) {
       const first = startingPoint(state.view, state.selected);
       await choose(first.layer, first.step);
@@ -124,11 +123,11 @@ async function mount(root, source, {poll = 0} = {}) {
     }
     draw();
   }, moveLayer: by => {
-    const order = state.view.groups.flatMap(group => group.rows).map(row => state.view.layers[row].name);
+    const order = namesInOrder(state.view);
     const next = order[order.indexOf(state.selected.layer) + by];
     if (next) choose(next, state.selected.step);
   }};
-  parts.connect(actions, state, load);
+  connect(parts, actions, state);
   await guarded(listRuns)();
   if (state.run === null) draw();
   status.ready = true;
@@ -142,6 +141,9 @@ async function mount(root, source, {poll = 0} = {}) {
     }, poll);
   }
 }
+
+// What is shown of the selected layers before it is loaded.
+const nothingFetched = () => ({lines: new Map(), otherLines: new Map(), frames: null, otherFrames: null});
 
 // Brings a view up to date: null where nothing is new.
 async function advance(source, run, view) {
@@ -157,7 +159,7 @@ function startingPoint(view, before) {
   const last = view.steps.at(-1) ?? 0, isKnown = name => view.layers.some(layer => layer.name === name);
   if (before && isKnown(before.layer)) return {layer: before.layer, step: Math.min(before.step, last)};
   const worst = view.now.items.find(item => isKnown(item.layer)) || view.alerts.findLast(alert => isKnown(alert.layer));
-  const names = view.groups.flatMap(group => group.rows).map(row => view.layers[row].name);
+  const names = namesInOrder(view);
   const moved = names.find(name => view.rows[view.layers.findIndex(layer => layer.name === name)].at(-1) !== '-');
   return {layer: worst ? worst.layer : moved || names[0], step: last};
 }

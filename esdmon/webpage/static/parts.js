@@ -37,16 +37,15 @@ function buildPage(source) {
   parts.page = el('div', {className: 'esd'},
     el('div', {className: 'esd-bar'}, parts.run, parts.other, parts.where, parts.refresh),
     parts.error, ...notes, parts.empty, own, parts.tip);
-  parts.connect = (actions, state, load) => connect(parts, actions, state, load);
   return parts;
 }
 
-function connect(parts, actions, state, load) {
+function connect(parts, actions, state) {
   parts.run.addEventListener('change', () => { // begins at what is wrong in this run
     Object.assign(state, {run: parts.run.value, selected: null, compared: []});
-    load();
+    actions.load();
   });
-  parts.other.addEventListener('change', () => { state.other = parts.other.value; load(); });
+  parts.other.addEventListener('change', () => { state.other = parts.other.value; actions.load(); });
   parts.refresh.addEventListener('click', actions.refresh);
   parts.play.addEventListener('click', actions.play);
   parts.slider.addEventListener('input', () => {
@@ -72,7 +71,7 @@ function connect(parts, actions, state, load) {
     if (['INPUT', 'SELECT', 'BUTTON', 'TEXTAREA'].includes(event.target.tagName)) return;
     const action = {ArrowLeft: () => actions.move(-1), ArrowRight: () => actions.move(1), ' ': actions.play,
       ArrowUp: () => actions.moveLayer(-1), ArrowDown: () => actions.moveLayer(1)}[event.key];
-    if (!action || (event.key.startsWith('ArrowUp') || event.key === 'ArrowDown') && event.target !== parts.map) return;
+    if (!action || ['ArrowUp', 'ArrowDown'].includes(event.key) && event.target !== parts.map) return;
     event.preventDefault();
     action();
   });
@@ -200,8 +199,9 @@ function drawPlayer(parts, state) {
   parts.player.replaceChildren(drawEsd(frame, limits, width, 300, other));
   const at = frames.steps[index], exact = at === selected.step ? '' : ` (the last spectrum that is stored up to step ${selected.step})`;
   parts.title.textContent = `Spectrum of ${selected.layer} at step ${at}: ${phase ? phase.name : 'unknown phase'}`;
-  const alpha = frame.alpha === null || frame.alpha === undefined ? 'no power law fitted'
-    : `power law, α = ${withError(frame.alpha, frame.alpha_stderr)}${frame.meaningful ? '' : ', not meaningful'}`;
+  const alpha = isThere(frame.alpha)
+    ? `power law, α = ${withError(frame.alpha, frame.alpha_stderr)}${frame.meaningful ? '' : ', not meaningful'}`
+    : 'no power law fitted';
   const key = (name, text) => el('span', {}, el('i', {className: `esd-key-${name}`}), text);
   fill(parts.key, key('bar', 'eigenvalues'),
     frame.bulk_edge && noiseCurve(frame).length ? key('noise', 'noise that fits the bulk, and its edge') : null,
@@ -213,7 +213,7 @@ function drawPlayer(parts, state) {
 }
 
 function drawMeasures(parts, state, domain) {
-  const names = [...state.lines.keys()], others = state.otherLines || new Map();
+  const names = [...state.lines.keys()], others = state.otherLines;
   const series = names.flatMap((name, k) => [
     {name, colour: LINE_COLOURS[k % LINE_COLOURS.length], dash: [], lines: state.lines.get(name)},
     ...(others.has(name) ? [{name: `${name}, ${state.other}`, colour: LINE_COLOURS[k % LINE_COLOURS.length], dash: [6, 3],
@@ -260,7 +260,7 @@ function drawTable(box, view, selected, actions) {
     let since = codes.length - 1;
     while (since > 0 && codes[since - 1] === codes.at(-1)) since--;
     const spread = withError(last.alpha, last.alpha_stderr);
-    const alpha = last.alpha === null || last.alpha === undefined ? '–' : last.alpha_is_meaningful ? spread : `(${spread})`;
+    const alpha = !isThere(last.alpha) || last.alpha_is_meaningful ? spread : `(${spread})`;
     const cells = [layer.M ? `${layer.N} × ${layer.M}${layer.slices > 1 ? ` × ${layer.slices}` : ''}` : '–', null,
       view.steps[since], alpha, shown(last.mp_soft_rank), shown(last.n_spikes), shown(last.stable_rank),
       last.step === undefined ? '–' : last.step];

@@ -1,7 +1,6 @@
 """Forks, killed workers and the end of a process: the training ends as without a monitor, and nothing hangs."""
 
 import ctypes
-import json
 import os
 import subprocess
 import sys
@@ -107,7 +106,7 @@ def test_never_closing(mode: str, tmp_path: Path) -> None:
         [sys.executable, "-c", textwrap.dedent(script), mode, str(path)], capture_output=True, timeout=60, check=False
     )
     assert (done.returncode, done.stdout, without_summary(done.stderr.decode())) == (0, b"", "")
-    steps = [json.loads(line)["step"] for line in path.read_text().splitlines()]
+    steps = [record["step"] for record in records_in(path)]
     assert sorted(set(steps)) == [1, 2, 3]
 
 

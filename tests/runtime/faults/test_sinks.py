@@ -1,6 +1,5 @@
 """Sinks that fail beside a training: it ends as without a monitor, and the log says what was lost."""
 
-import json
 import logging
 import re
 from pathlib import Path
@@ -9,6 +8,7 @@ import pytest
 
 from esdmon.records import Alert, Report
 from tests.fakes import RaisingSink
+from tests.jsonl import records_in
 from tests.runtime.faults.disturbed import STEPS, Run, both_modes, n_logged
 
 
@@ -79,6 +79,6 @@ def test_a_folder_that_is_deleted(tmp_path: Path, undisturbed: list[float], capl
     run.train(before=tidy)
     run.monitor.close()
     assert run.losses == undisturbed
-    steps = [json.loads(line)["step"] for line in path.read_text().splitlines()]
+    steps = [record["step"] for record in records_in(path)]
     assert sorted(set(steps)) == list(range(8, STEPS + 1, 2))
     assert n_logged(caplog, "was deleted, and its content is lost") == 1
