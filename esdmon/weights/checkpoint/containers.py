@@ -11,9 +11,9 @@ from typing import Any
 
 from esdmon.errors import InputError
 from esdmon.weights.checkpoint.pickled import Call, everything
+from esdmon.weights.checkpoint.stored import is_tensor
 from esdmon.weights.checkpoint.whole_model import is_module, state_of, weights_of
 
-IsLeaf = Callable[[object], bool]
 Leaves = dict[str, Any]
 """Path in the tree, joined by dots -> leaf."""
 Path = tuple[str, ...]
@@ -44,48 +44,31 @@ _PACKED = re.compile(r".*ScriptObject")
 _WRAPPERS = re.compile(r"((module|_orig_mod|_forward_module|_fsdp_wrapped_module|base_model\.model)\.)+")
 
 
-def find_weights(content: object, is_leaf: IsLeaf) -> Leaves:
-    """Return the leaves of a tree that belong to models, by name: of state dicts, and of pickled modules.
+def find_models(content: object) -> tuple[dict[str, Call], Leaves]:
+    """Return the pickled modules in a tree, by name; if there are none, the tensors of state dicts and of modules.
 
     Args:
-        content: dictionaries and lists, with other values of any type.
-        is_leaf: whether a value is a tensor.
+        content: dictionaries and lists, with descriptions of tensors and other values of any type.
 
     Raises:
         InputError: if two tensors would get the same name.
     """
-    return _weights(content, is_leaf, list(_leaves(content, is_leaf, (), set())))
-
-
-def find_models(content: object, is_leaf: IsLeaf) -> tuple[dict[str, Call], Leaves]:
-    """Return the pickled modules in a tree, by name; if there are none, the result of `find_weights`.
-
-    Args:
-        content: as for `find_weights`.
-        is_leaf: whether a value is a tensor.
-
-    Raises:
-        InputError: see `find_weights`.
-    """
-    leaves = list(_leaves(content, is_leaf, (), set()))
-    modules = {} if _has_state_dict(leaves) else _named_modules(content, is_leaf)
-    return modules, {} if modules else _weights(content, is_leaf, leaves)
-
-
-def _weights(content: object, is_leaf: IsLeaf, leaves: list[tuple[Path, Any]]) -> Leaves:
-    if not leaves or not leaves[0][0]:  # a tensor without a name
-        return {}
+    leaves = list(_leaves(content, is_tensor, _inside))
     if _has_state_dict(leaves):
-        for path, module in _modules(content, is_leaf, beside_state=True):
-            leaves += [((*path, name), leaf) for name, leaf in state_of(module, is_leaf).items()]
-    found: Leaves = {}
+        for path, module in _modules(content, beside_state=True):
+            leaves += [((*path, name), leaf) for name, leaf in state_of(module).items()]
+    elif modules := _named_modules(content):
+        return modules, {}
+    if not leaves or not leaves[0][0]:  # a tensor without a name
+        return {}, {}
     if isinstance(content, Mapping) and LIGHTNING in content:
         leaves = _without_attribute(leaves)
+    found: Leaves = {}
     for name, leaf in _named(leaves):
         if name in found:
             raise InputError(f"contains two tensors named {name!r}")
         found[name] = leaf
-    return found
+    return {}, found
 
 
 def _without_attribute(leaves: Sequence[tuple[Path, Any]]) -> list[tuple[Path, Any]]:
@@ -100,13 +83,13 @@ def _without_attribute(leaves: Sequence[tuple[Path, Any]]) -> list[tuple[Path, A
     ]
 
 
-def _named_modules(content: object, is_leaf: IsLeaf) -> dict[str, Call]:
+def _named_modules(content: object) -> dict[str, Call]:
     """Return the modules of a tree without a state dict; the main one has an empty name.
 
     There are none if a module contains packed parameters of torch's quantisation, which are not among its parameters
     and would be missing.
     """
-    inside = _modules(content, is_leaf)
+    inside = _modules(content)
     main = _container_of([(*path, "") for path, _ in inside])
     if len(inside) == 1 and all(map(str.isdecimal, inside[0][0])):
         main = inside[0][0]  # the only one in a list, or among the arguments of a function
@@ -125,13 +108,13 @@ def _is_in_state_dict(path: Path) -> bool:
     return owner.endswith(("state", "state_dict")) or name == "weight" or "." in name
 
 
-def _modules(content: object, is_leaf: IsLeaf, *, beside_state: bool = False) -> list[tuple[Path, Call]]:
+def _modules(content: object, *, beside_state: bool = False) -> list[tuple[Path, Call]]:
     """Return the paths of modules with matrices, each once: first modules in containers, then modules in objects.
 
     If there is a state dict, modules in objects and in settings are omitted, such as hyperparameters of Lightning: they
     may be parts of the same model before training.
     """
-    found = [*_leaves(content, is_module, (), set())]
+    found = list(_leaves(content, is_module, _inside))
     if beside_state:
         found = [
             (path, module)
@@ -139,11 +122,9 @@ def _modules(content: object, is_leaf: IsLeaf, *, beside_state: bool = False) ->
             if not any(map(_SETTINGS.search, path)) and not has_call(module, _PACKED)
         ]
     else:
-        found += _leaves(content, is_module, (), set(), inside=_attributes)
+        found += _leaves(content, is_module, _attributes)
     once = {id(module): (path, module) for path, module in reversed(found)}
-    return [
-        (path, module) for path, module in reversed(once.values()) if any(map(_is_matrix, weights_of(module, is_leaf)))
-    ]
+    return [(path, module) for path, module in reversed(once.values()) if any(map(_is_matrix, weights_of(module)))]
 
 
 def _is_matrix(leaf: Any) -> bool:
@@ -173,10 +154,10 @@ def is_optimizer_name(name: str) -> bool:
     return not _MOMENTS.isdisjoint(parts) or any(_OPTIMIZER_PART.fullmatch(part) for part in parts[:-1])
 
 
-def objects_with_tensors(content: object, is_leaf: IsLeaf) -> str:
+def objects_with_tensors(content: object) -> str:
     """Return the class of the first object with tensors in a tree; empty without one."""
     for value in everything(content):
-        if isinstance(value, Call) and any(map(is_leaf, everything([value.state, value.items, value.arguments]))):
+        if isinstance(value, Call) and any(map(is_tensor, everything([value.state, value.items, value.arguments]))):
             return value.name
     return ""
 
@@ -192,11 +173,6 @@ def has_call(content: object, name: re.Pattern[str]) -> bool:
     return any(isinstance(value, Call) and name.fullmatch(value.name) for value in everything(content))
 
 
-def byte_strings(content: object) -> Iterator[bytes]:
-    """Iterate over the byte strings in a tree."""
-    return (value for value in everything(content) if isinstance(value, bytes))
-
-
 def is_script(value: object) -> bool:
     """Return whether a value is a module of TorchScript, whose attributes are its weights and the modules inside."""
     return isinstance(value, Call) and value.name.startswith("__torch__.")
@@ -208,40 +184,39 @@ def has_optimizer(content: object) -> bool:
 
 
 def _leaves(
-    node: Any, is_leaf: IsLeaf, path: Path, seen: set[int], inside: Callable[[Call], Any] | None = None
+    root: object, is_leaf: Callable[[object], bool], content_of: Callable[[Call], Any]
 ) -> Iterator[tuple[Path, Any]]:
-    """Iterate over the paths and leaves below a node; a node that contains itself is visited once.
+    """Iterate over the paths and leaves of a tree; a node that contains itself is visited once.
 
     Args:
-        node: the root of the tree.
+        root: of the tree.
         is_leaf: whether a value is a leaf.
-        path: path of the node.
-        seen: ids of the visited nodes.
-        inside: returns the visited content of an object; None visits objects with the form of a container.
+        content_of: returns the content of an object that is visited.
     """
-    if is_leaf(node):
-        yield path, node
-        return
-    if isinstance(node, Call):
-        node = (inside or _inside)(node)
-    if id(node) in seen or len(path) > _MAX_DEPTH:
-        return
-    if isinstance(node, Mapping):
-        if _is_optimizer(node):
+    seen: dict[int, object] = {}  # with the nodes, since the id of one that is deleted would be that of another
+
+    def below(node: Any, path: Path) -> Iterator[tuple[Path, Any]]:
+        if is_leaf(node):
+            yield path, node
             return
-        left_out = {"frozen_param_fragments"} if node.keys() >= _DEEPSPEED and node["module"] else set()
-        children = [
-            (str(key), value)
-            for key, value in node.items()
-            if key not in left_out and not _is_optimizer_key(key, value, is_leaf)
-        ]
-    elif isinstance(node, list | tuple):
-        children = [(str(index), value) for index, value in enumerate(node)]
-    else:
-        return
-    seen.add(id(node))
-    for key, value in children:
-        yield from _leaves(value, is_leaf, (*path, key), seen, inside)
+        if isinstance(node, Call):
+            node = content_of(node)
+        if id(node) in seen or len(path) > _MAX_DEPTH:
+            return
+        seen[id(node)] = node
+        for key, value in _children(node):
+            if is_leaf(value) or not (isinstance(node, Mapping) and _OPTIMIZER_KEY.search(key.lower())):
+                yield from below(value, (*path, key))
+
+    return below(root, ())
+
+
+def _children(node: Any) -> list[tuple[str, Any]]:
+    """Return the keys and values in a container; none of an optimizer's state, and of other values."""
+    if isinstance(node, Mapping) and not _is_optimizer(node):
+        left_out = "frozen_param_fragments" if node.keys() >= _DEEPSPEED and node["module"] else None
+        return [(str(key), value) for key, value in node.items() if key != left_out]
+    return [(str(index), value) for index, value in enumerate(node)] if isinstance(node, list | tuple) else []
 
 
 def _attributes(call: Call) -> Any:
@@ -262,10 +237,6 @@ def _inside(call: Call) -> Any:
 
 def _is_optimizer(node: Mapping[Any, Any]) -> bool:
     return {"state", "param_groups"} <= node.keys() or not _MOMENTS.isdisjoint(map(str, node))
-
-
-def _is_optimizer_key(key: object, value: object, is_leaf: IsLeaf) -> bool:
-    return not is_leaf(value) and _OPTIMIZER_KEY.search(str(key).lower()) is not None
 
 
 def _without_wrappers(leaves: Sequence[tuple[Path, Any]]) -> list[tuple[Path, Any]]:

@@ -6,6 +6,7 @@ the layer; in the module, `deepspeed.pipe.PipelineModule`, the names have the la
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from esdmon.errors import InputError
@@ -61,4 +62,4 @@ def _joined(folder: Path, files: Sequence[tuple[str, str]]) -> Checkpoint:
                 "experts, which is not read: join it with DeepSpeed first"
             )
         parts |= {f"{prefix}{name}": (part, name) for name in part}
-    return join_checkpoints(parts).with_files([folder / file for file, _ in files])
+    return replace(join_checkpoints(parts), files=tuple(folder / file for file, _ in files))

@@ -24,12 +24,12 @@ import torch
 from torch import Tensor
 
 from esdmon.errors import InputError
-from esdmon.weights.checkpoint.containers import LIGHTNING, find_weights, unflattened, without_optimizer
+from esdmon.weights.checkpoint.containers import LIGHTNING, find_models, unflattened, without_optimizer
 from esdmon.weights.checkpoint.file_part import open_part
 from esdmon.weights.checkpoint.mapping import Checkpoint
 from esdmon.weights.checkpoint.pickled import Call, CodeError, parse
-from esdmon.weights.checkpoint.stored import BUILDERS, dtype_of
-from esdmon.weights.checkpoint.torch_file import load_content, load_tensor
+from esdmon.weights.checkpoint.stored import BUILDERS, TensorDescription, dtype_of
+from esdmon.weights.checkpoint.torch_file import load_content
 
 INDEX = ".metadata"
 SUFFIX = ".distcp"
@@ -57,11 +57,9 @@ class _Chunk:
 
 
 @dataclass(frozen=True, slots=True)
-class _Entry:
+class _Entry(TensorDescription):
     """A tensor of the index."""
 
-    shape: tuple[int, ...]
-    dtype: torch.dtype
     chunks: tuple[_Chunk, ...]
     layer: int | None = None
     """Index along the first side of the stored tensor, if the entry is a slice of it."""
@@ -78,8 +76,9 @@ def open_distributed(folder: Path) -> Checkpoint:
         names = without_optimizer(entries)
         tree = unflattened({paths.get(name) or _split_container(name, names): entries[name] for name in names})
         beside = {LIGHTNING: ""} if _is_of_lightning(folder) else {}
-        found = _with_layers_apart(_with_gates_joined(find_weights(beside | tree, _is_entry)))
-        outlines = {name: torch.empty(entry.shape, dtype=entry.dtype, device="meta") for name, entry in found.items()}
+        _, tensors = find_models(beside | tree)
+        found = _with_layers_apart(_with_gates_joined(tensors))
+        outlines = {name: entry.outline() for name, entry in found.items()}
         ends: dict[str, int] = {}
         for chunk in (chunk for entry in found.values() for chunk in entry.chunks):
             ends[chunk.file] = max(ends.get(chunk.file, 0), chunk.start + chunk.length)
@@ -94,8 +93,8 @@ def open_distributed(folder: Path) -> Checkpoint:
     except Exception as error:
         raise InputError(f"{folder / INDEX} is truncated or not the index of a distributed checkpoint") from error
     _check_files(folder, ends)
-    read_from = [folder / file for file in (INDEX, *sorted(ends))]
-    return Checkpoint(outlines, lambda name: _read(folder, found[name]), files=read_from)
+    files = tuple(folder / file for file in (INDEX, *sorted(ends)))
+    return Checkpoint(outlines, lambda name: _read(folder, found[name]), files=files)
 
 
 def _is_of_lightning(folder: Path) -> bool:
@@ -104,10 +103,6 @@ def _is_of_lightning(folder: Path) -> bool:
         content, _ = load_content(lambda: (folder / "meta.pt").open("rb"))
         return isinstance(content, Mapping) and LIGHTNING in content
     return False
-
-
-def _is_entry(value: object) -> bool:
-    return isinstance(value, _Entry)
 
 
 def _split_container(name: str, names: list[str]) -> tuple[str, ...]:
@@ -244,9 +239,8 @@ def _read_chunk(folder: Path, chunk: _Chunk, layer: int | None) -> Tensor:
                 f"{path} is truncated or damaged: a tensor in it should end at byte {chunk.start + chunk.length}"
             )
     try:
-        open_chunk = partial(open_part, path, chunk.start, chunk.length)
-        tensor, places = load_content(open_chunk)
-        whole = load_tensor(open_chunk, tensor, places)
+        tensor, storages = load_content(partial(open_part, path, chunk.start, chunk.length))
+        whole: Tensor = tensor.load(storages.read)
     except Exception as error:
         raise InputError(f"{path} is truncated or damaged: {error}") from error
     return whole if layer is None else whole[layer - chunk.offsets[0]]

@@ -8,6 +8,7 @@ import tarfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -74,12 +75,12 @@ def open_file(path: Path) -> Checkpoint | None:
         raise InputError(f"{path} is empty")
     first = _first_bytes(path)
     opener = _opener(path, first)
+    if opener is None and torch_file.is_pickle(first):  # in a folder it is something else, such as a vocabulary
+        opener = torch_file.open_pickle
+    if opener is None and _is_tar(first):
+        opener = _open_tar
     if opener is not None:
-        return opener(path).with_files([path])
-    if torch_file.is_pickle(first):  # beside weights it is something else, a vocabulary: no folder is opened for it
-        return torch_file.open_pickle(path).with_files([path])
-    if _is_tar(first):
-        return _open_tar(path).with_files([path])
+        return replace(opener(path), files=(path,))
     if path.name.endswith(INDEX_SUFFIX) or (path.suffix == ".json" and "weight_map" in read_json(path)):
         return None
     raise InputError(f"{path} {_what_it_is(path, first)}")
@@ -98,18 +99,15 @@ def _first_bytes(path: Path) -> bytes:
 
 
 def _opener(path: Path, first: bytes) -> Callable[[Path], Checkpoint] | None:
-    opener = next((opener for is_kind, opener in _openers() if is_kind(first)), None)
-    return _opener_by_suffix(path, first) if opener is None and not _other_kind(first) else opener
-
-
-def _openers() -> tuple[tuple[Callable[[bytes], bool], Callable[[Path], Checkpoint]], ...]:
-    """Return pairs of a test by the first bytes of a file, and the function that opens it."""
-    return (
-        (torch_file.is_zip, _open_zip),
-        (_is_legacy, torch_file.open_torch_file),
-        (_is_safetensors, safetensors.open_safetensors),
-        (gguf_file.is_gguf, gguf_file.open_gguf),
-    )
+    if torch_file.is_zip(first):
+        return _open_zip
+    if _is_legacy(first):
+        return torch_file.open_torch_file
+    if _is_safetensors(first):
+        return safetensors.open_safetensors
+    if gguf_file.is_gguf(first):
+        return gguf_file.open_gguf
+    return None if _other_kind(first) else _opener_by_suffix(path, first)
 
 
 def _opener_by_suffix(path: Path, first: bytes) -> Callable[[Path], Checkpoint] | None:

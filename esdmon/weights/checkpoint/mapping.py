@@ -1,6 +1,7 @@
 """Define `Checkpoint`, a mapping of names to tensors that reads one tensor at a time from disk."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, final
 
@@ -19,35 +20,23 @@ def short_reason(error: object) -> str:
 
 
 @final
+@dataclass(frozen=True, eq=False, repr=False)
 class Checkpoint(Mapping[str, Tensor]):
-    """The tensors of a checkpoint; each access reads the tensor from disk.
+    """The tensors of a checkpoint; each access reads the tensor from disk."""
 
-    Args:
-        outlines: tensors on the meta device with the shapes and dtypes of those on disk. Names of one shared tensor map
-            to one outline.
-        read: returns the tensor of a name, on the CPU.
-        unreadable: reasons why tensors cannot be read, by name.
-        config: content of `config.json` or `adapter_config.json` beside the weights, or of their own header.
-        module: the model with its weights in memory, if the file contains the whole model.
-        files: the files that hold the tensors.
-    """
-
-    def __init__(
-        self,
-        outlines: Mapping[str, Tensor],
-        read: Callable[[str], Tensor],
-        *,
-        unreadable: Mapping[str, str] | None = None,
-        config: Mapping[str, Any] | None = None,
-        module: nn.Module | None = None,
-        files: Iterable[Path] = (),
-    ) -> None:
-        self.outlines = outlines
-        self.unreadable = unreadable or {}
-        self.config = config or {}
-        self.module = module
-        self.files = tuple(files)
-        self._read = read
+    outlines: Mapping[str, Tensor]
+    """Tensors on the meta device with the shapes and dtypes of those on disk. Names of one shared tensor have one
+    outline."""
+    read: Callable[[str], Tensor]
+    """Returns the tensor of a name, on the CPU; `checkpoint[name]` also checks it."""
+    unreadable: Mapping[str, str] = field(default_factory=dict)
+    """Reasons why tensors cannot be read, by name."""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """Content of `config.json` or `adapter_config.json` beside the weights, or of their own header."""
+    module: nn.Module | None = None
+    """The model with its weights in memory, if the file contains the whole model."""
+    files: tuple[Path, ...] = ()
+    """The files that hold the tensors."""
 
     @property
     def model(self) -> Model:
@@ -64,7 +53,7 @@ class Checkpoint(Mapping[str, Tensor]):
         if name not in self.outlines:
             raise KeyError(name)
         try:
-            tensor = self._read(name)
+            tensor = self.read(name)
         except UnreadableError:
             raise
         except Exception as error:
@@ -89,16 +78,7 @@ class Checkpoint(Mapping[str, Tensor]):
 
     def with_config(self, config: Mapping[str, Any]) -> "Checkpoint":
         """Return the same tensors with the settings of a file beside them, or else of their own header."""
-        return self._copy(config or self.config, self.files)
-
-    def with_files(self, files: Iterable[Path]) -> "Checkpoint":
-        """Return the same tensors, with the files that hold them."""
-        return self._copy(self.config, files)
-
-    def _copy(self, config: Mapping[str, Any], files: Iterable[Path]) -> "Checkpoint":
-        return Checkpoint(
-            self.outlines, self._read, unreadable=self.unreadable, config=config, module=self.module, files=files
-        )
+        return replace(self, config=config or self.config)
 
 
 def checkpoint_of(module: nn.Module) -> Checkpoint:
@@ -121,5 +101,5 @@ def join_checkpoints(parts: Mapping[str, tuple[Checkpoint, str]]) -> Checkpoint:
         unreadable={
             name: part.unreadable[inside] for name, (part, inside) in parts.items() if inside in part.unreadable
         },
-        files=[file for part in checkpoints.values() for file in part.files],
+        files=tuple(file for part in checkpoints.values() for file in part.files),
     )

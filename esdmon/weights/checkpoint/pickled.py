@@ -100,26 +100,16 @@ _CODE_MODULES = {
     *("pty", "code", "codeop", "webbrowser", "pickle", "_pickle", "marshal", "pip", "timeit", "cProfile", "pdb", "bdb"),
 }
 _CODE_BUILTINS = {"eval", "exec", "execfile", "compile", "open", "__import__", "input", "breakpoint", "globals", "vars"}
-_IGNORED = {"PROTO", "FRAME"}
 _KEYS = (str, bytes, int, float, Global, Call, type(None))
 _LONGEST_KEY = 8  # parts of a tuple; our choice
-_MAX_TUPLES = 1_000_000
-"""Largest number of tuples in a pickle, where nested ones count each time that they occur; our choice."""
-_CONSTANTS: dict[str, Callable[[], Any]] = {
-    "NONE": lambda: None,
-    "NEWTRUE": lambda: True,
-    "NEWFALSE": lambda: False,
-    "EMPTY_LIST": list,
-    "EMPTY_TUPLE": tuple,
-    "EMPTY_DICT": dict,
-    "EMPTY_SET": list,
-    "MARK": lambda: _MARK,
-}
-_LITERALS = {
+_LITERALS = (
     *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
     *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
     *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
-}
+)
+"""Opcodes that push their argument."""
+_MAX_TUPLES = 1_000_000
+"""Largest number of tuples in a pickle, where nested ones count each time that they occur; our choice."""
 
 
 @final
@@ -128,7 +118,7 @@ class _Machine:
 
     def __init__(self, builders: Builders, load_persistent: Callable[[Any], Any] | None) -> None:
         self.stack: list[Any] = []
-        self._memo: dict[int, Any] = {}
+        self.memo: dict[int, Any] = {}
         self._builders = builders
         self._load_persistent = load_persistent
         self._budget = _MAX_TUPLES
@@ -139,17 +129,14 @@ class _Machine:
         Raises:
             PickleError: for an opcode that does not belong in a checkpoint.
         """
-        if opcode in _IGNORED:
-            return
-        if opcode in _LITERALS:
-            self.stack.append(argument)
-        elif opcode in _CONSTANTS:
-            self.stack.append(_CONSTANTS[opcode]())
-        elif opcode in _OPERATIONS:
-            _OPERATIONS[opcode](self, argument)
-        else:
+        if opcode not in _OPERATIONS:
             msg = f"it contains the opcode {opcode}"
             raise PickleError(msg)
+        _OPERATIONS[opcode](self, argument)
+
+    def push(self, value: Any) -> None:
+        """Push a value."""
+        self.stack.append(value)
 
     def pop(self, count: int) -> list[Any]:
         """Remove and return the topmost values, the lowest first."""
@@ -178,19 +165,7 @@ class _Machine:
             if self._budget < 0:
                 raise PickleError("it nests too many tuples")
             waiting += [value for value in waiting.pop() if isinstance(value, tuple)]
-        self.stack.append(made)
-
-    def drop_to_mark(self) -> None:
-        """Remove the values above the topmost mark, and the mark."""
-        self.pop_to_mark()
-
-    def replace(self, count: int, make: Callable[..., Any]) -> None:
-        """Replace the topmost values by the result of `make` for them."""
-        self.stack.append(make(*self.pop(count)))
-
-    def push_from_mark(self, make: Callable[[list[Any]], Any]) -> None:
-        """Replace the values down to the topmost mark by the result of `make` for their list."""
-        self.stack.append(make(self.pop_to_mark()))
+        self.push(made)
 
     def append(self, values: list[Any]) -> None:
         """Append values to the topmost list, set or object."""
@@ -205,15 +180,7 @@ class _Machine:
 
     def memoize(self, key: int) -> None:
         """Remember the topmost value."""
-        self._memo[key] = self.stack[-1]
-
-    def memoize_next(self) -> None:
-        """Remember the topmost value under the next number."""
-        self.memoize(len(self._memo))
-
-    def recall(self, key: int) -> None:
-        """Push a remembered value."""
-        self.stack.append(self._memo[key])
+        self.memo[key] = self.stack[-1]
 
     def call(self, function: Any, arguments: Any) -> Any:
         """Return the result of a builder for a call, or else a record of the call."""
@@ -222,11 +189,10 @@ class _Machine:
         build = self._builders.get(name) if isinstance(function, Global) else None
         return Call(name, arguments) if build is None else build(*arguments)
 
-    def call_from_mark(self, function: Any = None) -> None:
-        """Call a global with the values down to the mark; by default it is the first of them."""
+    def call_from_mark(self) -> None:
+        """Call the first value above the topmost mark with the others."""
         values = self.pop_to_mark()
-        first = values.pop(0) if function is None else function
-        self.stack.append(self.call(first, values))
+        self.push(self.call(values[0], values[1:]))
 
     def build(self) -> None:
         """Store a state in the topmost object; that of containers, such as `_metadata` of a state dict, is ignored."""
@@ -238,7 +204,7 @@ class _Machine:
         """Push the object of a persistent id."""
         if self._load_persistent is None:
             raise PickleError("it refers to objects outside of it")
-        self.stack.append(self._load_persistent(identifier))
+        self.push(self._load_persistent(identifier))
 
 
 def _is_key(key: Any) -> bool:
@@ -260,37 +226,41 @@ def _global(module: str, name: str) -> Global:
     return Global(f"{module}.{name}")
 
 
-_OPERATIONS: dict[str, Callable[[_Machine, Any], None]] = {
+_OPERATIONS: dict[str, Callable[[_Machine, Any], object]] = {
+    **dict.fromkeys(("PROTO", "FRAME"), lambda *_: None),
+    **dict.fromkeys(_LITERALS, _Machine.push),
+    "NONE": lambda machine, _: machine.push(None),
+    "NEWTRUE": lambda machine, _: machine.stack.append(True),
+    "NEWFALSE": lambda machine, _: machine.stack.append(False),
+    "EMPTY_LIST": lambda machine, _: machine.push([]),
+    "EMPTY_TUPLE": lambda machine, _: machine.push(()),
+    "EMPTY_DICT": lambda machine, _: machine.push({}),
+    "EMPTY_SET": lambda machine, _: machine.push([]),
+    "MARK": lambda machine, _: machine.push(_MARK),
     "POP": lambda machine, _: machine.stack.pop(),
-    "POP_MARK": lambda machine, _: machine.drop_to_mark(),
-    "DUP": lambda machine, _: machine.stack.append(machine.stack[-1]),
-    "LIST": lambda machine, _: machine.push_from_mark(list),
-    "FROZENSET": lambda machine, _: machine.push_from_mark(list),
+    "POP_MARK": lambda machine, _: machine.pop_to_mark(),
+    "DUP": lambda machine, _: machine.push(machine.stack[-1]),
+    **dict.fromkeys(("LIST", "FROZENSET"), lambda machine, _: machine.push(machine.pop_to_mark())),
+    "DICT": lambda machine, _: machine.push(_as_dict(machine.pop_to_mark())),
     "TUPLE": lambda machine, _: machine.push_tuple(machine.pop_to_mark()),
-    "DICT": lambda machine, _: machine.push_from_mark(_as_dict),
     "TUPLE1": lambda machine, _: machine.push_tuple(machine.pop(1)),
     "TUPLE2": lambda machine, _: machine.push_tuple(machine.pop(2)),
     "TUPLE3": lambda machine, _: machine.push_tuple(machine.pop(3)),
     "APPEND": lambda machine, _: machine.append(machine.pop(1)),
-    "APPENDS": lambda machine, _: machine.append(machine.pop_to_mark()),
-    "ADDITEMS": lambda machine, _: machine.append(machine.pop_to_mark()),
+    **dict.fromkeys(("APPENDS", "ADDITEMS"), lambda machine, _: machine.append(machine.pop_to_mark())),
     "SETITEM": lambda machine, _: machine.set_items(machine.pop(2)),
     "SETITEMS": lambda machine, _: machine.set_items(machine.pop_to_mark()),
-    "PUT": lambda machine, key: machine.memoize(int(key)),
-    "BINPUT": lambda machine, key: machine.memoize(key),
-    "LONG_BINPUT": lambda machine, key: machine.memoize(key),
-    "MEMOIZE": lambda machine, _: machine.memoize_next(),
-    "GET": lambda machine, key: machine.recall(int(key)),
-    "BINGET": lambda machine, key: machine.recall(key),
-    "LONG_BINGET": lambda machine, key: machine.recall(key),
-    "GLOBAL": lambda machine, name: machine.stack.append(_global(*name.split(" ", 1))),
-    "STACK_GLOBAL": lambda machine, _: machine.replace(2, _global),
-    "REDUCE": lambda machine, _: machine.replace(2, machine.call),
-    "NEWOBJ": lambda machine, _: machine.replace(2, machine.call),
-    "NEWOBJ_EX": lambda machine, _: machine.replace(3, lambda kind, values, _: machine.call(kind, values)),
-    "INST": lambda machine, name: machine.call_from_mark(_global(*name.split(" ", 1))),
+    **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT"), _Machine.memoize),
+    "MEMOIZE": lambda machine, _: machine.memoize(len(machine.memo)),
+    **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), lambda machine, key: machine.push(machine.memo[key])),
+    "GLOBAL": lambda machine, name: machine.push(_global(*name.split(" ", 1))),
+    "STACK_GLOBAL": lambda machine, _: machine.push(_global(*machine.pop(2))),
+    **dict.fromkeys(("REDUCE", "NEWOBJ"), lambda machine, _: machine.push(machine.call(*machine.pop(2)))),
+    "NEWOBJ_EX": lambda machine, _: machine.push(machine.call(*machine.pop(3)[:2])),
+    "INST": lambda machine, name: machine.push(machine.call(_global(*name.split(" ", 1)), machine.pop_to_mark())),
     "OBJ": lambda machine, _: machine.call_from_mark(),
     "BUILD": lambda machine, _: machine.build(),
     "PERSID": lambda machine, identifier: machine.refer(identifier),
     "BINPERSID": lambda machine, _: machine.refer(*machine.pop(1)),
 }
+"""Name of an opcode -> its effect, given its argument."""

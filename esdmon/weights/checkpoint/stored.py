@@ -7,7 +7,7 @@ torch's own rebuilding functions, and return descriptions; nothing is read befor
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -66,13 +66,23 @@ class Storage:
 
 
 @dataclass(frozen=True, slots=True)
-class StoredTensor:
-    """The description of a tensor that is not read yet."""
+class TensorDescription:
+    """A tensor in a file that is not read yet."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    def outline(self) -> Tensor:
+        """Return a tensor on the meta device of its shape and dtype."""
+        return torch.empty(self.shape, dtype=self.dtype, device="meta")
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor(TensorDescription):
+    """A tensor that is a view of a storage."""
 
     storage: Storage
-    dtype: torch.dtype
     offset: int
-    shape: tuple[int, ...]
     stride: tuple[int, ...]
     quantizer: tuple[Any, ...] = ()
     """For torch's own quantisation: (scheme, scale, zero point), or the same with tensors and an axis."""
@@ -103,12 +113,10 @@ class StoredTensor:
 
 
 @dataclass(frozen=True, slots=True)
-class Unsupported:
+class Unsupported(TensorDescription):
     """A tensor of an unsupported kind."""
 
     reason: str
-    shape: tuple[int, ...]
-    dtype: torch.dtype
     layout: torch.layout = torch.strided
 
     def outline(self) -> Tensor:
@@ -127,6 +135,11 @@ class Unsupported:
 AnyStored = StoredTensor | Unsupported
 
 
+def is_tensor(value: object) -> TypeGuard[TensorDescription]:
+    """Return whether a value in the content of a file is a tensor."""
+    return isinstance(value, TensorDescription)
+
+
 def storage_of(kind: Any, key: Any, numel: Any, *, start: int = 0) -> Storage:
     """Return the storage for a persistent id of torch, such as `torch.FloatStorage` of 12 elements."""
     name = kind.name.rpartition(".")[2] if isinstance(kind, Global) else ""
@@ -141,7 +154,9 @@ def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 62
 
 
-def tensor_of(storage: Any, offset: Any, shape: Any, stride: Any, *options: Any) -> StoredTensor:
+def tensor_of(
+    storage: Any, offset: Any, shape: Any, stride: Any, *, dtype: torch.dtype | None = None, quantizer: Any = ()
+) -> StoredTensor:
     """Return a tensor that is a view of a storage.
 
     Args:
@@ -149,17 +164,17 @@ def tensor_of(storage: Any, offset: Any, shape: Any, stride: Any, *options: Any)
         offset: first element there.
         shape: sides.
         stride: steps in elements, for each side.
-        options: a dtype other than that of the storage, and how it is quantised; or nothing.
+        dtype: type of its elements; None if it is that of the storage.
+        quantizer: see `StoredTensor`.
 
     Raises:
         PickleError: for values that are none of these, and for a tensor that is larger than its storage.
     """
-    dtype, quantizer = options or (None, ())
     if not isinstance(storage, Storage) or not isinstance(shape, Sequence) or not isinstance(stride, Sequence):
         raise PickleError("a tensor in it has no storage or shape")
     if len(shape) != len(stride) or not all(_is_count(number) for number in (offset, *shape, *stride)):
         raise PickleError("a tensor in it has an impossible shape")
-    numbers = StoredTensor(storage, dtype or storage.dtype, offset, tuple(shape), tuple(stride), tuple(quantizer))
+    numbers = StoredTensor(tuple(shape), dtype or storage.dtype, storage, offset, tuple(stride), tuple(quantizer))
     held = storage.numel * storage.dtype.itemsize // numbers.dtype.itemsize
     extent = offset + 1 + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
     if numbers.numel and (extent > held or numbers.numel > max(held, _LARGEST_EXPANSION)):
@@ -167,8 +182,16 @@ def tensor_of(storage: Any, offset: Any, shape: Any, stride: Any, *options: Any)
     return numbers
 
 
+def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> Any:
+    return tensor_of(storage, offset, shape, stride)
+
+
 def _tensor_v3(storage: Any, offset: Any, shape: Any, stride: Any, _grad: Any, _hooks: Any, dtype: Any, *_: Any) -> Any:
-    return tensor_of(storage, offset, shape, stride, dtype_of(dtype), ())
+    return tensor_of(storage, offset, shape, stride, dtype=dtype_of(dtype))
+
+
+def _quantized(storage: Any, offset: Any, shape: Any, stride: Any, quantizer: Any, *_: Any) -> Any:
+    return tensor_of(storage, offset, shape, stride, quantizer=quantizer)
 
 
 def dtype_of(value: Any) -> torch.dtype:
@@ -190,11 +213,11 @@ def _sparse(layout: Any, data: Any, *_: Any) -> Any:
     if not tensors or not shapes:
         raise PickleError("a sparse tensor in it has no shape")
     reason = f"a {kind} tensor: convert it to an ordinary one, with to_dense()"
-    return Unsupported(reason, shapes[-1], tensors[-1].dtype, _SPARSE.get(kind, torch.sparse_coo))
+    return Unsupported(shapes[-1], tensors[-1].dtype, reason, _SPARSE.get(kind, torch.sparse_coo))
 
 
 def _nested(buffer: Any, *_: Any) -> Any:
-    return Unsupported("a nested tensor: convert it to an ordinary one, with to_dense()", buffer.shape, buffer.dtype)
+    return Unsupported(buffer.shape, buffer.dtype, "a nested tensor: convert it to an ordinary one, with to_dense()")
 
 
 def unsupported(reason: str, shape: Any, dtype: torch.dtype | None) -> Unsupported:
@@ -210,14 +233,14 @@ def unsupported(reason: str, shape: Any, dtype: torch.dtype | None) -> Unsupport
     """
     if not all(_is_count(side) for side in shape):
         raise PickleError("a tensor in it has an impossible shape")
-    return Unsupported(reason, tuple(shape), dtype or torch.uint8)
+    return Unsupported(tuple(shape), dtype or torch.uint8, reason)
 
 
 def _meta(dtype: Any, shape: Any, *_: Any) -> Any:
     return unsupported("on the meta device, which holds no numbers: load the weights first", shape, dtype_of(dtype))
 
 
-def _subclass(kind: Any, _rebuild: Any, arguments: Any, state: Any) -> Any:
+def _subclass(kind: Any, arguments: Any, state: Any) -> Any:
     """Return the tensors that a wrapper around tensors holds, by attribute: torchao's `qdata` and `scale`."""
     if isinstance(kind, Global) and kind.name.endswith(_SHARDED):
         return _of_rank(arguments, state)
@@ -240,7 +263,7 @@ def _from_type(rebuild: Any, kind: Any, arguments: Any, state: Any) -> Any:
     """Return the tensor inside a tensor of another class, or the tensors that it is made of."""
     name = rebuild.name if isinstance(rebuild, Global) else ""
     if name == "torch._utils._rebuild_wrapper_subclass":
-        return _subclass(kind, rebuild, arguments, state)
+        return _subclass(kind, arguments, state)
     build = BUILDERS.get(name)
     return Call(name, tuple(arguments), state) if build is None else build(*arguments)
 
@@ -255,16 +278,12 @@ BUILDERS: Builders = {
     "collections.defaultdict": lambda *_: {},
     "torch.Size": tuple,
     "torch.serialization._get_layout": lambda name: name,
-    "torch._utils._rebuild_tensor": tensor_of,
-    "torch._utils._rebuild_tensor_v2": lambda storage, offset, shape, stride, *_: tensor_of(
-        storage, offset, shape, stride
-    ),
+    "torch._utils._rebuild_tensor": _tensor,
+    "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_tensor_v3": _tensor_v3,
     "torch._utils._rebuild_parameter": lambda data, *_: data,
     "torch._utils._rebuild_parameter_with_state": lambda data, *_: data,
-    "torch._utils._rebuild_qtensor": lambda storage, offset, shape, stride, quantizer, *_: tensor_of(
-        storage, offset, shape, stride, None, quantizer
-    ),
+    "torch._utils._rebuild_qtensor": _quantized,
     "torch._utils._rebuild_sparse_tensor": _sparse,
     "torch._utils._rebuild_sparse_csr_tensor": _sparse,
     "torch._utils._rebuild_nested_tensor": _nested,
@@ -284,32 +303,6 @@ def _dequantized(numbers: Tensor, quantizer: tuple[Any, ...], read_bytes: ReadBy
     scales: Tensor = scale.load(read_bytes).float().reshape(shape)
     zeros: Tensor = zero_point.load(read_bytes).float().reshape(shape)
     return (numbers.float() - zeros) * scales
-
-
-def read_storages(file: BinaryIO, place_of: Callable[[str], tuple[int, int]]) -> Callable[[str, int, int], bytearray]:
-    """Return a function that reads bytes of storages.
-
-    Args:
-        file: an open file.
-        place_of: the first byte of a storage in the file, and its size, by key.
-    """
-
-    def read_bytes(key: str, first: int, count: int) -> bytearray:
-        start, size = place_of(key)
-        if first + count > size:
-            raise PickleError("a storage in it is truncated")
-        buffer = bytearray(count)
-        file.seek(start + first)
-        if file.readinto(buffer) != count:  # type: ignore[attr-defined]  # of any file that is opened for reading
-            raise PickleError("a storage in it is truncated")
-        return buffer
-
-    return read_bytes
-
-
-def is_stored(value: object) -> bool:
-    """Return whether a value of a pickle is a tensor."""
-    return isinstance(value, StoredTensor | Unsupported)
 
 
 def outlines_of(tensors: Mapping[str, AnyStored]) -> dict[str, Tensor]:

@@ -11,16 +11,14 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, final
 
 from torch import Tensor
 
 from esdmon.errors import InputError, NoWeightsError, UnreadableError
 from esdmon.weights.checkpoint import exported
 from esdmon.weights.checkpoint.containers import (
-    byte_strings,
     find_models,
     has_call,
     has_optimizer,
@@ -29,16 +27,15 @@ from esdmon.weights.checkpoint.containers import (
     settings_of,
 )
 from esdmon.weights.checkpoint.mapping import Checkpoint, checkpoint_of, join_checkpoints
-from esdmon.weights.checkpoint.pickled import Call, CodeError, Global, PickleError, parse
+from esdmon.weights.checkpoint.pickled import Call, CodeError, Global, PickleError, everything, parse
 from esdmon.weights.checkpoint.ranks import check_arguments
 from esdmon.weights.checkpoint.stored import (
     BUILDERS,
     AnyStored,
+    ReadBytes,
     Storage,
     Unsupported,
-    is_stored,
     outlines_of,
-    read_storages,
     storage_of,
 )
 from esdmon.weights.checkpoint.whole_model import rebuild
@@ -61,6 +58,45 @@ Places = dict[str, tuple[int, int]]
 """Key of a storage -> (first byte in the file, number of bytes)."""
 
 
+@final
+class _Storages:
+    """The blocks of numbers in a file, which is opened for each block that is read."""
+
+    def __init__(self, open_file: Open, places: Places) -> None:
+        self._open_file = open_file
+        self._places = places
+        self._blocks: dict[str, memoryview] = {}
+
+    def read(self, key: str, first: int, count: int) -> bytearray:
+        """Read bytes of a storage.
+
+        Raises:
+            PickleError: if it is truncated or missing.
+        """
+        start, size = self._place_of(key)
+        if first + count > size:
+            raise PickleError("a storage in it is truncated")
+        buffer = bytearray(count)
+        with self._open_file() as file:
+            file.seek(start + first)
+            if file.readinto(buffer) != count:  # type: ignore[attr-defined]  # of any file that is opened for reading
+                raise PickleError("a storage in it is truncated")
+        return buffer
+
+    def read_shared(self, key: str, first: int, count: int) -> memoryview:
+        """Return bytes of a storage that is read once and stays in memory; see `read`."""
+        if key not in self._blocks:
+            _, size = self._place_of(key)
+            self._blocks[key] = memoryview(self.read(key, 0, size))
+        return self._blocks[key][first : first + count]
+
+    def _place_of(self, key: str) -> tuple[int, int]:
+        if key not in self._places:
+            msg = f"a storage in it is missing: {key[:40]}"
+            raise PickleError(msg)
+        return self._places[key]
+
+
 def open_torch_file(path: Path, *, may_be_empty: bool = False, open_file: Open | None = None) -> Checkpoint:
     """Open a file that `torch.save` wrote: a state dict, a pickled module, or a training state that holds one.
 
@@ -72,28 +108,11 @@ def open_torch_file(path: Path, *, may_be_empty: bool = False, open_file: Open |
     Raises:
         InputError: for a damaged file, one without named weights, and one that calls for code to run.
     """
-    opened: Open = open_file or (lambda: path.open("rb"))
-
-    blocks: dict[str, memoryview] = {}
-
-    def load(tensor: AnyStored) -> Tensor:
-        return load_tensor(opened, tensor, places)
-
-    def load_shared(tensor: AnyStored) -> Tensor:
-        return tensor.load(read_shared)
-
-    def read_shared(key: str, first: int, count: int) -> memoryview:
-        if key not in blocks:
-            with opened() as file:
-                _, size = _place_in(places, key)
-                blocks[key] = memoryview(read_storages(file, partial(_place_in, places))(key, 0, size))
-        return blocks[key][first : first + count]
-
     with _clear_errors(path):
-        content, places = load_content(opened)
+        content, storages = load_content(open_file or (lambda: path.open("rb")))
         if may_be_empty and content == {}:
             return join_checkpoints({})
-        return _as_checkpoint(path, content, load, load_shared)
+        return _as_checkpoint(path, content, storages.read, storages.read_shared)
 
 
 def open_pickle(path: Path) -> Checkpoint:
@@ -104,7 +123,7 @@ def open_pickle(path: Path) -> Checkpoint:
     Raises:
         InputError: for a damaged file, one without weights, and one that calls for code to run.
     """
-    blocks: list[memoryview] = []
+    blocks: dict[str, memoryview] = {}
     left = path.stat().st_size
 
     def take(data: Any) -> Storage:
@@ -115,11 +134,12 @@ def open_pickle(path: Path) -> Checkpoint:
         left -= size
         if left < 0:  # one that is named twice would be in memory twice
             raise PickleError("its storages are larger than the file")
-        blocks.append(memoryview(bytearray(data[start : start + size])))
-        return replace(storage, key=str(len(blocks) - 1))
+        key = str(len(blocks))
+        blocks[key] = memoryview(bytearray(data[start : start + size]))
+        return replace(storage, key=key)
 
-    def load(tensor: AnyStored) -> Tensor:
-        return tensor.load(lambda key, first, count: blocks[int(key)][first : first + count])
+    def read_bytes(key: str, first: int, count: int) -> memoryview:
+        return blocks[key][first : first + count]
 
     # Protocols before 3 have no byte strings, and encode a text.
     builders = {
@@ -129,12 +149,13 @@ def open_pickle(path: Path) -> Checkpoint:
     }
     with _clear_errors(path), path.open("rb") as file:
         content = parse(file, builders)
-        modules, tensors = find_models(content, is_stored)
+        modules, tensors = find_models(content)
         if not modules and all(len(tensor.shape) < 2 for tensor in tensors.values()):
             # skorch pickles what may be on a GPU apart, into a byte string of each estimator.
-            inside = [parse(io.BytesIO(data), builders) for data in byte_strings(content) if is_pickle(data)]
+            pickles = [value for value in everything(content) if isinstance(value, bytes) and is_pickle(value)]
+            inside = [parse(io.BytesIO(data), builders) for data in pickles]
             content = inside if len(inside) > 1 else next(iter(inside), content)
-        return _as_checkpoint(path, content, load, load)
+        return _as_checkpoint(path, content, read_bytes, read_bytes)
 
 
 def is_zip(first: bytes) -> bool:
@@ -147,8 +168,8 @@ def is_pickle(first: bytes) -> bool:
     return first[:1] == b"\x80" and first[1:2] in (b"\2", b"\3", b"\4", b"\5")
 
 
-def load_content(open_file: Open) -> tuple[Any, Places]:
-    """Return the content of a file as plain data with descriptions of its tensors, and where its storages are.
+def load_content(open_file: Open) -> tuple[Any, _Storages]:
+    """Return the content of a file as plain data with descriptions of its tensors, and its storages.
 
     Raises:
         PickleError: for a damaged file.
@@ -157,52 +178,33 @@ def load_content(open_file: Open) -> tuple[Any, Places]:
     with open_file() as file:
         first = file.read(len(_ZIP))
         file.seek(0)
-        return _load_zip(file) if is_zip(first) else _load_legacy(file)
+        content, places = _load_zip(file) if is_zip(first) else _load_legacy(file)
+        return content, _Storages(open_file, places)
 
 
-def load_tensor(open_file: Open, tensor: AnyStored, places: Places) -> Tensor:
-    """Read one tensor.
-
-    Raises:
-        PickleError: if its storage is truncated or missing.
-        UnreadableError: for a tensor of a kind that is not read.
-    """
-    with open_file() as file:
-        return tensor.load(read_storages(file, partial(_place_in, places)))
-
-
-def _place_in(places: Places, key: str) -> tuple[int, int]:
-    if key not in places:
-        msg = f"a storage in it is missing: {key[:40]}"
-        raise PickleError(msg)
-    return places[key]
-
-
-def _as_checkpoint(
-    path: Path, content: object, load: Callable[[AnyStored], Tensor], load_shared: Callable[[AnyStored], Tensor]
-) -> Checkpoint:
+def _as_checkpoint(path: Path, content: object, read_bytes: ReadBytes, read_shared: ReadBytes) -> Checkpoint:
     """Return the weights in the content of a file: of its modules, or its named tensors, read one by one.
 
     Args:
         path: of the file.
         content: what `parse` returned for it.
-        load: reads one tensor.
-        load_shared: reads one of many that stay in memory, and those of one storage share it.
+        read_bytes: reads bytes of a storage for one tensor.
+        read_shared: reads them for tensors that stay in memory, and those of one storage share it.
     """
 
     def load_or_outline(tensor: AnyStored) -> Tensor:
         # One of a kind that is not read holds no numbers then, so that its layer alone is skipped.
-        return tensor.outline() if isinstance(tensor, Unsupported) else load_shared(tensor)
+        return tensor.outline() if isinstance(tensor, Unsupported) else tensor.load(read_shared)
 
     def read(name: str) -> Tensor:
         with _clear_errors(path):
-            return load(found[name])
+            return found[name].load(read_bytes)
 
     check_arguments(content)
     found: dict[str, AnyStored]
-    modules, found = find_models(content, is_stored)
+    modules, found = find_models(content)
     if modules:
-        return checkpoint_of(rebuild(modules, is_stored, load_or_outline))
+        return checkpoint_of(rebuild(modules, load_or_outline))
     if not found:
         raise NoWeightsError(_why_nothing(content))
     unreadable = {name: tensor.reason for name, tensor in found.items() if isinstance(tensor, Unsupported)}
@@ -246,7 +248,7 @@ def _load_zip(file: BinaryIO) -> tuple[Any, Places]:
     places = _places_below(file, archive, root, "data/")
     start, size = place_of(file, archive.getinfo(f"{root}data.pkl"))
     file.seek(start)
-    return _parse(io.BytesIO(file.read(size)), _storage_in_zip), places
+    return parse(io.BytesIO(file.read(size)), BUILDERS, _storage_in_zip), places
 
 
 def _places_below(file: BinaryIO, archive: zipfile.ZipFile, root: str, folder: str) -> Places:
@@ -279,20 +281,16 @@ def place_of(file: BinaryIO, record: zipfile.ZipInfo) -> tuple[int, int]:
     return record.header_offset + _LOCAL_HEADER.size + name_length + extra_length, record.file_size
 
 
-def _parse(file: BinaryIO, load_persistent: Callable[[Any], Any] | None) -> Any:
-    return parse(file, BUILDERS, load_persistent)
-
-
 def _storage_in_zip(identifier: Any) -> Storage:
     _, kind, key, _, numel = identifier
     return storage_of(kind, key, numel)
 
 
 def _load_legacy(file: BinaryIO) -> tuple[Any, Places]:
-    if _parse(file, None) != _LEGACY_MAGIC:
+    if parse(file, BUILDERS) != _LEGACY_MAGIC:
         raise PickleError("it is a pickle that torch.save did not write")
-    _parse(file, None)  # the version of the layout
-    system = _parse(file, None)
+    parse(file, BUILDERS)  # the version of the layout
+    system = parse(file, BUILDERS)
     if not isinstance(system, dict) or not system.get("little_endian", True):
         raise PickleError("its numbers are big-endian")
     storages: dict[str, Storage] = {}
@@ -308,8 +306,8 @@ def _load_legacy(file: BinaryIO) -> tuple[Any, Places]:
         _, start, size = view
         return storage_of(kind, key, size, start=start)
 
-    content = _parse(file, load_persistent)
-    keys, begin = _parse(file, None), file.tell()
+    content = parse(file, BUILDERS, load_persistent)
+    keys, begin = parse(file, BUILDERS), file.tell()
     end = file.seek(0, io.SEEK_END)
     file.seek(begin)
     places = {}
@@ -335,7 +333,7 @@ def _refusal(name: str) -> str:
 def _why_nothing(content: object) -> str:
     if is_script(content):
         return "is a program of TorchScript that is frozen, so that its weights have no names. Save its state_dict()"
-    owner = objects_with_tensors(content, is_stored)
+    owner = objects_with_tensors(content)
     if owner:
         return _refusal(owner)
     if has_optimizer(content):

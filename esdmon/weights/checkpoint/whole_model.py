@@ -18,6 +18,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from esdmon.errors import InputError
 from esdmon.weights.checkpoint.pickled import Call, Global, PickleError, everything
+from esdmon.weights.checkpoint.stored import AnyStored, TensorDescription, is_tensor
 
 _Kinds = tuple[tuple[type[nn.Module], Mapping[str, type | int]], ...]
 _LAYERS: _Kinds = (
@@ -66,7 +67,7 @@ def is_module(value: object) -> bool:
     return isinstance(value, Call) and _state_of(value) is not None
 
 
-def weights_of(module: Call, is_tensor: Callable[[object], bool]) -> Iterator[Any]:
+def weights_of(module: Call) -> Iterator[TensorDescription]:
     """Iterate over the descriptions of all parameters of a module and those inside, also where only code finds them."""
     waiting, seen = [module], set[int]()
     while waiting:
@@ -80,7 +81,7 @@ def weights_of(module: Call, is_tensor: Callable[[object], bool]) -> Iterator[An
             yield from filter(is_tensor, everything([*_registry(state, "_parameters").values(), *others]))
 
 
-def state_of(module: Call, is_tensor: Callable[[object], bool]) -> dict[str, Any]:
+def state_of(module: Call) -> dict[str, TensorDescription]:
     """Return the descriptions of all parameters and buffers of a module, by name, as its `state_dict()` has them.
 
     Raises:
@@ -99,30 +100,27 @@ def state_of(module: Call, is_tensor: Callable[[object], bool]) -> dict[str, Any
             if is_tensor(value):
                 found[f"{prefix}{name}"] = value
             elif name in _registry(state, "_parameters"):
-                _check_without_weights(value, is_tensor, "parameter")
+                _check_without_weights(value, "parameter")
         for name, value in reversed(_registry(state, "_modules").items()):
             if is_module(value):
                 waiting.append((f"{prefix}{name}.", value))
             else:
-                _check_without_weights(value, is_tensor, "module")
+                _check_without_weights(value, "module")
     return found
 
 
-def rebuild(
-    stored: Mapping[str, Call], is_tensor: Callable[[object], bool], load: Callable[[Any], Tensor]
-) -> nn.Module:
+def rebuild(stored: Mapping[str, Call], load: Callable[[AnyStored], Tensor]) -> nn.Module:
     """Return a module with the structure, the weights and the plain attributes of pickled ones.
 
     Args:
         stored: modules by name, as `parse` returns them; one that has an empty name is the model.
-        is_tensor: whether a value describes a tensor.
         load: returns the tensor of a description; called once for each.
 
     Raises:
         InputError: for weights that only the code of a class can find.
         PickleError: for modules that are nested too deeply, or contain themselves.
     """
-    builder = _Builder(is_tensor, load)
+    builder = _Builder(load)
     modules = {name: builder.build(module) for name, module in stored.items()}
     if list(modules) == [""]:
         return modules[""]
@@ -135,8 +133,7 @@ def rebuild(
 class _Builder:
     """Modules and tensors that were rebuilt so far, by the objects of the pickle, so that shared ones stay shared."""
 
-    def __init__(self, is_tensor: Callable[[object], bool], load: Callable[[Any], Tensor]) -> None:
-        self._is_tensor = is_tensor
+    def __init__(self, load: Callable[[AnyStored], Tensor]) -> None:
         self._load = load
         self._tensors: dict[int, Tensor] = {}
         self._parameters: dict[int, nn.Parameter] = {}
@@ -161,9 +158,7 @@ class _Builder:
             (name, self._parameter(value)) for name, value in _registry(state, "_parameters").items()
         )
         vars(module)["_buffers"].update(
-            (name, self._tensor(value))
-            for name, value in _registry(state, "_buffers").items()
-            if self._is_tensor(value)
+            (name, self._tensor(value)) for name, value in _registry(state, "_buffers").items() if is_tensor(value)
         )
         inside = _registry(state, "_modules")
         vars(module)["_modules"].update((name, self._child(value, depth + 1)) for name, value in inside.items())
@@ -176,7 +171,7 @@ class _Builder:
     def _child(self, value: Any, depth: int) -> nn.Module | None:
         if is_module(value):
             return self.build(value, depth)
-        _check_without_weights(value, self._is_tensor, "module")
+        _check_without_weights(value, "module")
         return None
 
     def _tensor(self, value: Any) -> Tensor:
@@ -185,8 +180,8 @@ class _Builder:
         return self._tensors[id(value)]
 
     def _parameter(self, value: Any) -> nn.Parameter | None:
-        if not self._is_tensor(value):
-            _check_without_weights(value, self._is_tensor, "parameter")
+        if not is_tensor(value):
+            _check_without_weights(value, "parameter")
             return None
         if id(value) not in self._parameters:
             tensor = self._tensor(value)
@@ -200,7 +195,7 @@ class _Builder:
         """
         for key, value in state.items():
             if isinstance(key, str) and key not in _RESERVED and not callable(getattr(nn.Module, key, None)):
-                plain = self._tensor(value) if self._is_tensor(value) else self._as_plain(value)
+                plain = self._tensor(value) if is_tensor(value) else self._as_plain(value)
                 if plain is not _OTHER:
                     yield key, plain
 
@@ -232,7 +227,7 @@ _OTHER = object()
 """Placeholder for a value that is neither a number, a text, nor a container of these."""
 
 
-def _check_without_weights(value: Any, is_tensor: Callable[[object], bool], what: str) -> None:
+def _check_without_weights(value: Any, what: str) -> None:
     """Raise for an object in the place of a module or parameter that holds tensors: they would be missing."""
     kind = _class_name(value) if isinstance(value, Call) else type(value).__name__
     if kind.startswith("torch.nn.parameter.Uninitialized"):

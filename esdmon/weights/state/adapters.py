@@ -54,16 +54,14 @@ def adapter_entries(state: State) -> Iterator[Entry]:
         if match is None:
             continue
         first, layer = match["first"], match["layer"]
-        second = name[: match.start("first")] + _SECOND[first] + name[match.end("first") :]
-        singular = name[: match.start("first")] + "lora_E" + name[match.end("first") :] if first == "lora_A" else ""
+        second, singular = _beside(match, _SECOND[first]), _beside(match, "lora_E") if first == "lora_A" else ""
         if second not in state.outlines or outline.ndim < 2:
             continue
         has_name = match["weight"] or match["adapter"] or singular in state.outlines  # as peft writes it
         is_plain = first == "lora_a" or (first == "lora_A" and not has_name)
         weight = state.outlines.get(f"{layer}.weight")
-        if is_plain and not are_factors(
-            outline.shape, state.outlines[second].shape, None if weight is None else weight.shape
-        ):
+        whole = None if weight is None else weight.shape
+        if is_plain and not are_factors(outline.shape, state.outlines[second].shape, whole):
             continue
         is_of_peft = first in ("lora_A", "lora_embedding_A") and not is_plain
         label = f"lora.{match['adapter'] or 'default'}" if is_of_peft else "lora"
@@ -76,6 +74,11 @@ def adapter_entries(state: State) -> Iterator[Entry]:
             yield unread_entry(state, f"{layer}/{label}", (name, second), error.reason)
         else:
             yield _delta(state, f"{target.name}/{label}", target, (name, second))
+
+
+def _beside(match: re.Match[str], factor: str) -> str:
+    """Return the name of another factor of the same adapter."""
+    return f"{match.string[: match.start('first')]}{factor}{match.string[match.end('first') :]}"
 
 
 def _adaptive_delta(state: State, name: str, parts: tuple[str, str, str]) -> Entry:
@@ -123,13 +126,13 @@ def _target(state: State, layer: str, rows: int) -> _Target:
     if not parameters and not _EXPERTS.fullmatch(layer[layer.rfind(".", 0, len(owner)) + 1 :]):
         return _Target(layer, layer)
     depth = layer.count(".base_layer", len(owner))  # adapters of several parameters of one module are nested
-    parameter = next(iter(parameters), "") if len(parameters) == 1 else ""
+    parameter = parameters[0] if len(parameters) == 1 else ""
     if set(parameters) == set(_IN_ORDER) and depth < len(_IN_ORDER):
         parameter = _IN_ORDER[::-1][depth]
-    rank = adapter_rank(state.config, f"{owner}.{parameter}" if parameter else layer) if parameters else None
+    key = f"{owner}.{parameter}" if parameter else layer
+    rank = adapter_rank(state.config, key) if parameters else None
     if rank is None or rows % rank:
         raise UnreadableError("skipped", _UNKNOWN_RANK)
-    key = f"{owner}.{parameter}" if parameter else layer
     return _Target(owner if parameter == "weight" else key, key, rows // rank)
 
 

@@ -5,12 +5,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from esdmon.weights.state.packed import EXPONENT_BIAS, UNKNOWN, unpack_columns
-from esdmon.weights.state.tensors import Entry, State, unread_entry
-
-FP4 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
-"""What the 16 codes of E2M1 stand for (OCP Microscaling Formats, 1.0)."""
-_BITS = (2, 4, 8)  # of MLX; its other widths run over the ends of words
+from esdmon.weights.state.codes import BITS, UNKNOWN, powers_of_two, unpack_columns, unpack_fp4
+from esdmon.weights.state.tensors import Entry, State, computed_entry, unread_entry
 
 
 def entries_of_blocks(state: State) -> Iterator[Entry]:
@@ -30,35 +26,31 @@ def _microscaled(state: State, blocks: str, scales: str) -> Entry:
     if len(shape) != 4 or state.outlines[scales].shape != shape[:3] or state.outlines[blocks].dtype != torch.uint8:
         return unread_entry(state, name, (blocks, scales), UNKNOWN)
 
-    def read() -> Tensor:
-        packed, exponents = state.read(blocks), state.read(scales).to(torch.int32) - EXPONENT_BIAS
-        codes = torch.stack([packed & 15, packed >> 4], dim=-1).flatten(-2)
-        numbers = torch.ldexp(torch.tensor(FP4)[codes.long()], exponents[..., None])
+    def compute(packed: Tensor, exponents: Tensor) -> Tensor:
+        numbers = unpack_fp4(packed) * powers_of_two(exponents)[..., None]
         return numbers.flatten(2).mT  # the module has (experts, inputs, outputs)
 
     outline = torch.empty(shape[0], 2 * shape[2] * shape[3], shape[1], device="meta")
-    return Entry(name, outline, read, (blocks, scales))
+    return computed_entry(state, name, (blocks, scales), compute, outline=outline)
 
 
 def _of_mlx(state: State, name: str, scales: str, offsets: str) -> Entry:
     """Return q·s + b by group of inputs; how long the groups are is in `config.json` only."""
     size, bits = _groups_of_mlx(state)
     shape, groups = state.outlines[name].shape, state.outlines[scales].shape
-    is_known = bits in _BITS and size > 0 and len(shape) == 2
+    is_known = bits in BITS and size > 0 and len(shape) == 2
     if not is_known or groups != (shape[0], shape[1] * 32 // bits // size) or state.shape(offsets) != groups:
         return unread_entry(state, name, (name,), UNKNOWN)
 
-    def read() -> Tensor:
-        codes = unpack_columns(state.read(name).view(torch.int32), bits).float()
-        scale, offset = (state.read(part).float().repeat_interleave(size, dim=1) for part in (scales, offsets))
-        return codes * scale + offset
+    def compute(codes: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
+        scale, offset = (part.float().repeat_interleave(size, dim=1) for part in (scale, offset))
+        return unpack_columns(codes.view(torch.int32), bits).float() * scale + offset
 
     outline = torch.empty(shape[0], shape[1] * 32 // bits, device="meta")
-    return Entry(name, outline, read, (name, scales, offsets))
+    return computed_entry(state, name, (name, scales, offsets), compute, outline=outline)
 
 
 def _groups_of_mlx(state: State) -> tuple[int, int]:
     """Return the number of inputs in a group, and of bits, by the configuration; 0 if it does not say it."""
-    settings = state.config.get("quantization")
-    size, bits = (settings.get("group_size"), settings.get("bits")) if isinstance(settings, dict) else (0, 0)
+    size, bits = (state.settings("quantization").get(key) for key in ("group_size", "bits"))
     return (size, bits) if isinstance(size, int) and isinstance(bits, int) else (0, 0)

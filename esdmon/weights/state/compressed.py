@@ -15,14 +15,12 @@ from torch import Tensor
 
 from esdmon.errors import UnreadableError
 from esdmon.weights.non_weights import FLOAT8
-from esdmon.weights.state.blocks import FP4
-from esdmon.weights.state.packed import EXPONENT_BIAS, unpack_columns
-from esdmon.weights.state.tensors import Entry, State, unread_entry
+from esdmon.weights.state.codes import BITS, powers_of_two, unpack_columns, unpack_fp4
+from esdmon.weights.state.tensors import Entry, State, computed_entry, unread_entry
 
 _LAST = "weight_packed"
 _BESIDE = {_LAST: "weight_scale", "compressed": "bitmask"}
 """Last part of a name -> that of the tensor beside it, without which it is none of compressed-tensors."""
-_BITS = (2, 4, 8)  # others run over the ends of words
 _IN_A_ROW = 32  # codes to a multiple of which rows are filled up; earlier versions filled up one word
 _GROUP_OF_EXPONENTS, _GROUP_OF_FLOATS = 32, 16  # inputs with one scale in MXFP4 and in NVFP4
 _UNKNOWN = "numbers packed by compressed-tensors, in a layout that is not known: not read"
@@ -31,8 +29,8 @@ _UNKNOWN = "numbers packed by compressed-tensors, in a layout that is not known:
 def entries_of_compressed_tensors(state: State) -> Iterator[Entry]:
     """Iterate over the weights of a state dict that compressed-tensors has packed."""
     for name, outline in state.outlines.items():
-        path, _, last = name.rpartition(".")
-        prefix = f"{path}." if path else ""
+        last = name.rpartition(".")[2]
+        prefix = name.removesuffix(last)
         beside = f"{prefix}{_BESIDE.get(last, '')}"
         if last not in _BESIDE or beside not in state.outlines:
             continue
@@ -50,23 +48,22 @@ def _integers(state: State, prefix: str) -> Entry | None:
         return None
     if zeros in state.outlines and state.shape(zeros) != (math.ceil(scales[0] * bits / 32), scales[1]):
         return None
-    order = f"{prefix}weight_g_idx"
-    group_of = order if state.shape(order) == (shape[1],) else None
+    order = f"{prefix}weight_g_idx" if state.shape(f"{prefix}weight_g_idx") == (shape[1],) else None
 
-    def read() -> Tensor:
-        codes = unpack_columns(state.read(packed), bits)[:, : shape[1]]
+    def compute(packed: Tensor, scale: Tensor, zeros: Tensor | None, order: Tensor | None) -> Tensor:
+        codes = unpack_columns(packed, bits)[:, : shape[1]]
         group = torch.arange(shape[1]) // math.ceil(shape[1] / scales[1])
-        if group_of is not None and int(state.read(group_of).min()) >= 0:  # negative ones mean in order
-            group = state.read(group_of).long()
+        if order is not None and int(order.min()) >= 0:  # negative ones mean in order
+            group = order.long()
         if int(group.max()) >= scales[1]:
             raise UnreadableError("skipped", _UNKNOWN)
         offsets: Tensor | int = 1 << (bits - 1)
-        if zeros in state.outlines:
-            offsets = unpack_columns(state.read(zeros).T.contiguous(), bits).T[: scales[0], group]
-        return (codes - offsets).float() * state.read(scale).float()[:, group]
+        if zeros is not None:
+            offsets = unpack_columns(zeros.T.contiguous(), bits).T[: scales[0], group]
+        return (codes - offsets).float() * scale.float()[:, group]
 
-    parts = (packed, scale, *(part for part in (zeros, group_of) if part in state.outlines))
-    return Entry(f"{prefix}weight", torch.empty(shape, device="meta"), read, tuple(map(str, parts)))
+    parts, outline = (packed, scale, zeros, order), torch.empty(shape, device="meta")
+    return computed_entry(state, f"{prefix}weight", parts, compute, outline=outline)
 
 
 def _whole_shape(state: State, name: str) -> tuple[int, ...]:
@@ -83,7 +80,7 @@ def _bits_of(columns: int, words: int) -> int:
     """Return the bits of a code, by the words of a row; 0 where several would fit, or none."""
     fitting = [
         bits
-        for bits in _BITS
+        for bits in BITS
         if words in (math.ceil(columns * bits / 32), math.ceil(columns / _IN_A_ROW) * _IN_A_ROW * bits // 32)
     ]
     return fitting[0] if len(fitting) == 1 else 0
@@ -100,17 +97,12 @@ def _floats(state: State, prefix: str) -> Entry | None:
     if groups[1] * size != columns or not (is_exponent or (kind in FLOAT8 and whole in state.outlines)):
         return None  # such as floats of six bits
 
-    def read() -> Tensor:
-        codes, scales = state.read(packed), state.read(scale)
-        numbers = torch.tensor(FP4)[torch.stack([codes & 15, codes >> 4], dim=-1).flatten(1).long()]
-        if is_exponent:
-            factors = torch.ldexp(torch.ones(groups), scales.int() - EXPONENT_BIAS)
-        else:
-            factors = scales.float() / state.read(whole).float()
-        return numbers * factors.repeat_interleave(size, dim=1)
+    def compute(packed: Tensor, scale: Tensor, whole: Tensor | None) -> Tensor:
+        factors = scale.float() / whole.float() if whole is not None else powers_of_two(scale)
+        return unpack_fp4(packed) * factors.repeat_interleave(size, dim=1)
 
-    parts = (packed, scale) if is_exponent else (packed, scale, whole)
-    return Entry(f"{prefix}weight", torch.empty(sides[0], columns, device="meta"), read, parts)
+    parts, outline = (packed, scale, None if is_exponent else whole), torch.empty(sides[0], columns, device="meta")
+    return computed_entry(state, f"{prefix}weight", parts, compute, outline=outline)
 
 
 def _sparse(state: State, prefix: str) -> Entry | None:
@@ -123,14 +115,14 @@ def _sparse(state: State, prefix: str) -> Entry | None:
     if is_scaled and state.shape(scale) not in ((), (1,), (1, 1), (shape[0], 1)):
         return None
 
-    def read() -> Tensor:
-        bits = state.read(mask)[:, :, None] >> torch.arange(8, dtype=torch.uint8) & 1
-        places, numbers = bits.flatten(1)[:, : shape[1]].bool(), state.read(values).float().flatten()
+    def compute(values: Tensor, mask: Tensor, scale: Tensor | None) -> Tensor:
+        bits = mask[:, :, None] >> torch.arange(8, dtype=torch.uint8) & 1
+        places, numbers = bits.flatten(1)[:, : shape[1]].bool(), values.float().flatten()
         if int(places.sum()) != len(numbers):
             raise UnreadableError("skipped", _UNKNOWN)
         weight = torch.zeros(shape)
         weight[places] = numbers
-        return weight * state.read(scale).float() if is_scaled else weight
+        return weight if scale is None else weight * scale.float()
 
-    parts = (values, mask, scale) if is_scaled else (values, mask)
-    return Entry(f"{prefix}weight", torch.empty(shape, device="meta"), read, parts)
+    outline = torch.empty(shape, device="meta")
+    return computed_entry(state, f"{prefix}weight", (values, mask, scale), compute, outline=outline)

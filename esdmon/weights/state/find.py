@@ -25,7 +25,7 @@ from esdmon.weights.state.layouts import Part, parts_of
 from esdmon.weights.state.packed import packed_entries
 from esdmon.weights.state.packed_by_torch import entries_packed_by_torch
 from esdmon.weights.state.renamed import expert_entries, name_in_module
-from esdmon.weights.state.tensors import Entry, State, open_state, plain_entry
+from esdmon.weights.state.tensors import Entry, State, open_state, plain_entry, shape_of
 from esdmon.weights.validation import why_unreadable
 
 _RELATIVE_BIAS = re.compile(r"(^|[._])(rel|relative|pos)_(\w+_)?bias$")
@@ -42,7 +42,7 @@ def find_in_state(weights: Mapping[str, Any]) -> Found:
     aliases = _aliases(state)
     found = Found(parameters={name: state.outlines[name] for name in aliases})
     entries = list(_in_order(state, aliases))
-    shapes = {entry.name: entry.outline.shape for entry in entries if _has_shape(entry.outline)}
+    shapes = {entry.name: shape for entry in entries if (shape := shape_of(entry.outline)) is not None}
     shown: set[str] = set()
     for entry in entries:
         parts, why = _parts(entry, state, shapes)
@@ -56,12 +56,6 @@ def find_in_state(weights: Mapping[str, Any]) -> Found:
             shown.add(name)
             found.matrices.append(checked(matrix if name == matrix.name else replace(matrix, name=name)))
     return found
-
-
-def _has_shape(outline: Tensor) -> bool:
-    with suppress(Exception):  # a nested tensor has none
-        return len(outline.shape) >= 0
-    return False
 
 
 def _aliases(state: State) -> dict[str, tuple[str, ...]]:

@@ -128,11 +128,23 @@ def _reads_one_channel(name: str, shapes: Shapes) -> bool:
 
 def _numbered(name: str, step: int) -> str:
     """Return the name of a layer beside another in a numbered list; empty where there is no number."""
-    numbers = [match.span() for match in _NUMBER.finditer(name)]
-    if not numbers:
-        return ""
-    start, stop = numbers[-1]
-    return f"{name[:start]}{int(name[start:stop]) + step}{name[stop:]}"
+    before, number, behind = _at_last_number(_NUMBER, name)
+    return f"{before}{int(number) + step}{behind}" if number else ""
+
+
+def _at_last_number(pattern: re.Pattern[str], name: str) -> tuple[str, str, str]:
+    """Return what is before the last number in a name, the number, and what is behind it; all empty without one."""
+    spans = [match.span() for match in pattern.finditer(name)]
+    if not spans:
+        return "", "", ""
+    start, stop = spans[-1]
+    return name[:start], name[start:stop], name[stop:]
+
+
+def _with_any_number(before: str, behind: str, shapes: Shapes) -> list[str]:
+    """Return the names that have a number between these two parts."""
+    pattern = re.compile(rf"{re.escape(before)}\d{{1,6}}{re.escape(behind)}")
+    return [name for name in shapes if pattern.fullmatch(name)]
 
 
 def _follows_one_channel(name: str, shapes: Shapes) -> bool:
@@ -168,12 +180,10 @@ def _is_first_layer(name: str, shapes: Shapes) -> bool:
 
 def _kernel_beside(name: str, shapes: Shapes) -> str | None:
     """Return the kernel around which a convolution of 1 × 1 leads: `conv1`, of as many channels, for `conv3`."""
-    numbers = [match.span() for match in _DIGITS.finditer(name)]
-    if not numbers or _is_kernel(shapes[name]):
+    before, number, behind = _at_last_number(_DIGITS, name)
+    if not number or _is_kernel(shapes[name]):
         return None
-    start, stop = numbers[-1]
-    beside = re.compile(rf"{re.escape(name[:start])}\d{{1,6}}{re.escape(name[stop:])}")
-    alike = (key for key in shapes if beside.fullmatch(key) and shapes[key][:2] == shapes[name][:2])
+    alike = (key for key in _with_any_number(before, behind, shapes) if shapes[key][:2] == shapes[name][:2])
     return next((key for key in alike if len(shapes[key]) > 2 and _is_kernel(shapes[key])), None)
 
 
@@ -182,20 +192,18 @@ def _begins_a_list(name: str, shapes: Shapes) -> bool:
 
     That one may be depthwise, where an activation and no layer of 1 × 1 is between them, as in NeMo's Conformers.
     """
-    numbers = [match.span() for match in _NUMBER.finditer(name)]
-    if not numbers:
+    before, number, behind = _at_last_number(_NUMBER, name)
+    if not number:
         return False
-    start, stop = numbers[-1]
-    listed = re.compile(rf"{re.escape(name[:start])}\d{{1,6}}{re.escape(name[stop:])}")
-    alike = [key for key, shape in shapes.items() if len(shape) == len(shapes[name]) and listed.fullmatch(key)]
-    in_order = sorted(alike, key=natural_key)
+    listed = _with_any_number(before, behind, shapes)
+    in_order = sorted((key for key in listed if len(shapes[key]) == len(shapes[name])), key=natural_key)
     kernels = [key for key in in_order if _is_kernel(shapes[key])]
     if len(kernels) < 2 or kernels[0] != name:
         return False
     following = kernels[1]
-    if shapes[following] == shapes[name] and name[stop:] == ".weight":
-        own, other = (int(key[start:].partition(".")[0]) for key in (name, following))
-        return in_order.index(following) == in_order.index(name) + 1 and other > own + 1
+    if shapes[following] == shapes[name] and behind == ".weight":
+        other = int(following.removeprefix(before).removesuffix(behind))
+        return in_order.index(following) == in_order.index(name) + 1 and other > int(number) + 1
     return shapes[following][1] > 1 and shapes[name][0] % shapes[following][1] == 0  # which may have groups
 
 

@@ -14,14 +14,12 @@ from torch import Tensor
 
 from esdmon.errors import UnreadableError
 from esdmon.weights.non_weights import FLOAT8
+from esdmon.weights.state.codes import BITS, UNKNOWN, powers_of_two, unpack_columns
 from esdmon.weights.state.tensors import Entry, State, computed_entry, unread_entry
 
 _AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)  # place of each output in an int32 of 4-bit codes
 _NF4 = ".quant_state.bitsandbytes__"
 _SCALES = ("_scale_inv", "_scale", ".scale")
-UNKNOWN = "packed numbers of an unknown layout: not read"
-EXPONENT_BIAS = 127
-"""Types of scales that are powers of two in one byte, E8M0 of the OCP Microscaling Formats 1.0."""
 _BLOCK = 128  # of float8 weights, where the configuration does not say it
 
 
@@ -73,8 +71,8 @@ def _by_rows(codes: Tensor, largest: Tensor) -> Tensor:
     return codes.float() * (largest.float()[:, None] / 127)
 
 
-def _unread(state: State, name: str, part: str, why: str = UNKNOWN) -> Entry:
-    return unread_entry(state, name, (part,), why)
+def _unread(state: State, name: str, part: str) -> Entry:
+    return unread_entry(state, name, (part,), UNKNOWN)
 
 
 def _scaled(state: State, name: str, codes: str, scale: str, *, zero: str) -> Entry:
@@ -89,23 +87,19 @@ def _scaled(state: State, name: str, codes: str, scale: str, *, zero: str) -> En
     if 0 in blocks or not (is_exponent or state.outlines[scale].is_floating_point()):
         return _unread(state, name, codes)
 
-    def unpack(numbers: Tensor, scales: Tensor, zeros: Tensor | None = None) -> Tensor:
+    def compute(numbers: Tensor, scales: Tensor, zeros: Tensor | None) -> Tensor:
         values = numbers.float()
         if zeros is not None:
             values = values - _spread(zeros.float(), values.shape, blocks)
-        factors = scales.float()
-        if is_exponent:
-            factors = torch.ldexp(torch.ones_like(factors), scales.int() - EXPONENT_BIAS)
+        factors = powers_of_two(scales) if is_exponent else scales.float()
         return values * _spread(factors, values.shape, blocks)
 
-    zeros = (zero,) if state.shape(zero) == sides else ()
-    return computed_entry(state, name, (codes, scale, *zeros), unpack)
+    return computed_entry(state, name, (codes, scale, zero if state.shape(zero) == sides else None), compute)
 
 
 def _block_sizes(state: State, shape: torch.Size, sides: torch.Size) -> tuple[int, ...]:
     """Return the size of a block along each side, from the number of blocks; 0 if it does not follow from that."""
-    settings = state.config.get("quantization_config")
-    given = settings.get("weight_block_size") if isinstance(settings, dict) else None
+    given = state.settings("quantization_config").get("weight_block_size")
     given = given if isinstance(given, list) and len(given) <= len(shape) else [_BLOCK] * len(shape)
     given = [1] * (len(shape) - len(given)) + given  # of experts each has blocks of its own
     if len(sides) != len(shape):
@@ -125,7 +119,7 @@ def _block_size(size: int, count: int, given: object) -> int:
 
 def _spread(scales: Tensor, shape: torch.Size, blocks: tuple[int, ...]) -> Tensor:
     """Return scales in a form that broadcasts to `shape`: each is repeated over its block."""
-    if (scales.ndim == 1 and scales.numel() not in (1, shape[-1])) or (scales.ndim == 1 and scales.numel() == shape[0]):
+    if scales.ndim == 1 and (scales.numel() == shape[0] or scales.numel() not in (1, shape[-1])):
         scales = scales.reshape(-1, *[1] * (len(shape) - 1))
     elif 1 < scales.ndim < len(shape):  # by expert, or by expert and row
         scales = scales.reshape(*scales.shape, *[1] * (len(shape) - scales.ndim))
@@ -138,7 +132,6 @@ def _spread(scales: Tensor, shape: torch.Size, blocks: tuple[int, ...]) -> Tenso
 def _four_bits(state: State, name: str, settings: str) -> Entry:
     """Return table[code]·absmax of its block, as bitsandbytes stores nf4 and fp4."""
     parts = (name, f"{name}.absmax", f"{name}.quant_map", settings)
-    nested = (f"{name}.nested_absmax", f"{name}.nested_quant_map")
     if any(part not in state.outlines for part in parts) or state.outlines[settings].numel() > 1 << 16:
         return _unread(state, name, name if name in state.outlines else settings)
     try:
@@ -150,19 +143,19 @@ def _four_bits(state: State, name: str, settings: str) -> Entry:
         return _unread(state, name, name)
     if shape.numel() != 2 * state.outlines[name].numel() or block < 1 or nested_block < 1:
         return _unread(state, name, name)
-    is_nested = all(part in state.outlines for part in nested)
 
-    def read() -> Tensor:
-        packed, absmax, table, *_ = (state.read(part) for part in parts)
-        if is_nested:
-            outer, outer_table = (state.read(part).float() for part in nested)
-            absmax = outer_table[absmax.long()] * outer.repeat_interleave(nested_block)[: absmax.numel()] + offset
+    def compute(packed: Tensor, absmax: Tensor, table: Tensor, _: Tensor, *nested: Tensor | None) -> Tensor:
+        outer, outer_table = nested
+        if outer is not None and outer_table is not None:
+            outer = outer.float().repeat_interleave(nested_block)[: absmax.numel()]
+            absmax = outer_table.float()[absmax.long()] * outer + offset
         codes = torch.stack([packed.flatten() >> 4, packed.flatten() & 15], dim=1).flatten()
         scales = absmax.float().flatten().repeat_interleave(block)[: codes.numel()]
         values: Tensor = table.float()[codes.long()] * scales
         return values.reshape(shape)
 
-    return Entry(name, whole, read, (*parts, *(nested if is_nested else ())))
+    nested = (f"{name}.nested_absmax", f"{name}.nested_quant_map")
+    return computed_entry(state, name, (*parts, *nested), compute, outline=whole)
 
 
 def _grouped(state: State, prefix: str) -> Entry:
@@ -172,39 +165,30 @@ def _grouped(state: State, prefix: str) -> Entry:
     groups, outputs = state.outlines[scales].shape if state.outlines[scales].ndim == 2 else (0, 0)
     zero_columns = (state.shape(zeros) or (0,))[-1]
     bits = 32 * zero_columns // outputs if outputs else 0
-    if bits not in (2, 4, 8) or not groups:
+    if bits not in BITS or not groups:
         return _unread(state, name, packed)
     per_number = 32 // bits
     is_awq = columns * per_number == outputs and columns != outputs
     inputs = rows if is_awq else rows * per_number
     if not is_awq and columns != outputs:
         return _unread(state, name, packed)
-    group_of = f"{prefix}g_idx" if state.shape(f"{prefix}g_idx") == (inputs,) else None
-    settings = state.config.get("quantization_config")
-    is_v2 = isinstance(settings, dict) and settings.get("checkpoint_format") == "gptq_v2"
+    order = f"{prefix}g_idx" if state.shape(f"{prefix}g_idx") == (inputs,) else None
+    is_v2 = state.settings("quantization_config").get("checkpoint_format") == "gptq_v2"
 
-    def read() -> Tensor:
-        codes, offsets = state.read(packed), unpack_columns(state.read(zeros), bits)
+    def compute(packed: Tensor, scales: Tensor, zeros: Tensor, order: Tensor | None) -> Tensor:
+        offsets = unpack_columns(zeros, bits)
         if is_awq:
-            codes, offsets = _awq_order(unpack_columns(codes, bits), bits), _awq_order(offsets, bits)
+            codes, offsets = _awq_order(unpack_columns(packed, bits), bits), _awq_order(offsets, bits)
         else:
-            codes = unpack_columns(codes.T, bits).T
+            codes = unpack_columns(packed.T, bits).T
             offsets = offsets if is_v2 else offsets + 1  # GPTQ stores the zero point less 1
-        size = math.ceil(inputs / groups)
-        group = torch.arange(inputs) // size if group_of is None else state.read(group_of).long()
+        group = torch.arange(inputs) // math.ceil(inputs / groups) if order is None else order.long()
         if int(group.min()) < 0 or int(group.max()) >= groups:
             raise UnreadableError("skipped", UNKNOWN)
-        return (codes - offsets[group]).float() * state.read(scales).float()[group]
+        return (codes - offsets[group]).float() * scales.float()[group]
 
-    parts = (packed, scales, zeros) if group_of is None else (packed, scales, zeros, group_of)
-    return Entry(name, torch.empty(inputs, outputs, device="meta"), read, parts)
-
-
-def unpack_columns(packed: Tensor, bits: int) -> Tensor:
-    """Return the codes in each int32, the lowest bits first: (rows, columns) to (rows, columns · 32/bits)."""
-    shifts = torch.arange(0, 32, bits, dtype=torch.int32)
-    codes: Tensor = (packed[:, :, None] >> shifts) & (2**bits - 1)
-    return codes.reshape(packed.shape[0], -1)
+    outline = torch.empty(inputs, outputs, device="meta")
+    return computed_entry(state, name, (packed, scales, zeros, order), compute, outline=outline)
 
 
 def _awq_order(codes: Tensor, bits: int) -> Tensor:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from esdmon.weights.state.tensors import Entry, State
+from esdmon.weights.state.tensors import Entry, State, computed_entry
 
 _FIRST_VERSION = 5
 _Names = tuple[tuple[str, str], ...]
@@ -113,12 +113,9 @@ def expert_entries(state: State) -> Iterator[Entry]:
         first = state.outlines[parts[0]]
         is_stack = sorted(names) == list(range(len(names))) and first.is_floating_point() and first.dtype.itemsize > 1
         if is_stack and len(names) > 1 and all(state.shape(each) == first.shape for each in parts) and first.ndim == 2:
-            yield _stack(state, f"{block}.{part}", parts)
+            outline = torch.empty(len(parts), *first.shape, dtype=first.dtype, device="meta")
+            yield computed_entry(state, f"{block}.{part}", parts, _stacked, outline=outline)
 
 
-def _stack(state: State, name: str, parts: tuple[str, ...]) -> Entry:
-    def read() -> Tensor:
-        return torch.stack([state.read(part) for part in parts])
-
-    first = state.outlines[parts[0]]
-    return Entry(name, torch.empty(len(parts), *first.shape, dtype=first.dtype, device="meta"), read, parts)
+def _stacked(*experts: Tensor) -> Tensor:
+    return torch.stack(experts)

@@ -1,7 +1,7 @@
 """List the tensors of a state dict, under the names that the model's author gave them."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -39,9 +39,12 @@ class State:
 
     def shape(self, name: str) -> torch.Size | None:
         """Return the shape of a tensor; None if there is none of that name, or it has no shape."""
-        with suppress(Exception):  # a nested tensor has none
-            return self.outlines[name].shape
-        return None
+        return shape_of(self.outlines[name]) if name in self.outlines else None
+
+    def settings(self, key: str) -> Mapping[str, Any]:
+        """Return the settings under a key of the configuration; empty without any."""
+        settings = self.config.get(key)
+        return settings if isinstance(settings, dict) else {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +63,13 @@ class Entry:
     """Reason why it cannot be read."""
     is_plain: bool = False
     """True if it is one unchanged tensor of the state dict."""
+
+
+def shape_of(tensor: Tensor) -> torch.Size | None:
+    """Return the shape of a tensor; None for a nested tensor, which has none."""
+    with suppress(Exception):
+        return tensor.shape
+    return None
 
 
 def _outline_like(outline: Tensor) -> Tensor:
@@ -105,13 +115,29 @@ def plain_entry(state: State, name: str) -> Entry:
     )
 
 
-def computed_entry(state: State, name: str, parts: tuple[str, ...], compute: Callable[..., Tensor]) -> Entry:
-    """Return the entry of a weight that is computed from several tensors, and has the shape of the first."""
+def computed_entry(
+    state: State,
+    name: str,
+    parts: Sequence[str | None],
+    compute: Callable[..., Tensor],
+    *,
+    outline: Tensor | None = None,
+) -> Entry:
+    """Return the entry of a weight that is computed from several tensors.
+
+    Args:
+        state: the state dict.
+        name: of the weight.
+        parts: names of the tensors; None, or a name that the state dict lacks, for an optional one.
+        compute: takes the tensors, and None for one that is lacking.
+        outline: of the weight; by default it has the shape of the first tensor.
+    """
+    held = tuple(part for part in parts if part is not None and part in state.outlines)
 
     def read() -> Tensor:
-        return compute(*(state.read(part) for part in parts))
+        return compute(*(state.read(part) if part in held else None for part in parts))
 
-    return Entry(name, _outline_like(state.outlines[parts[0]]), read, parts)
+    return Entry(name, _outline_like(state.outlines[held[0]]) if outline is None else outline, read, held)
 
 
 def unread_entry(state: State, name: str, parts: tuple[str, ...], why: str) -> Entry:

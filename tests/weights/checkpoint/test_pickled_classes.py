@@ -139,6 +139,24 @@ class KeepsOtherwise(nn.Module):
         return KeepsOtherwise, (), {"weights": self.inner.weight}
 
 
+class Agent:
+    """An object that is made from its model."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Return a call with the model."""
+        return Agent, (self.model,)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 10])
+def test_the_models_of_several_objects_are_read(count: int, tmp_path: Path) -> None:
+    """However many there are."""
+    (tmp_path / "agents.pkl").write_bytes(pickle.dumps([Agent(small()) for _ in range(count)]))
+    assert len(esdmon.analyze(tmp_path / "agents.pkl", measures=MEASURES)) == 2 * count
+
+
 class Packed(nn.Module):
     """A module with a parameter that is something else than a tensor in the pickle."""
 
