@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import final
 
 from esdmon.calls import explain_wrong_calls
-from esdmon.errors import unwritable
+from esdmon.errors import local_path, unwritable
 from esdmon.notice import nearby
 from esdmon.present.media import HistogramSchedule
 from esdmon.records import SCHEMA, Alert, LayerReport, Record, Report
@@ -41,7 +41,7 @@ class JsonlSink:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path).expanduser().absolute()  # the working directory may change
+        self.path = local_path(f"jsonl:{path}", path)
         self._run: str | None = None
         self._is_checked = False
         self._begin()

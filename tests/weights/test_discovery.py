@@ -209,3 +209,10 @@ def test_the_aliases_of_a_weight_of_the_model_itself() -> None:
     model.inner.weight = model.weight
     (matrix,) = discover(model, selection=Selection(min_eigenvalues=1)).matrices
     assert (matrix.name, matrix.aliases) == ("Linear", ("inner",))
+
+
+def test_a_module_that_has_its_parent_as_a_child_is_read() -> None:
+    """`self.parent = parent` registers the parent; such a model trains, as its `parameters()` ends."""
+    model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64))
+    model[0].parent = model
+    assert [matrix.name for matrix in discover(model).matrices] == ["0", "1"]
