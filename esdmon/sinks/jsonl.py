@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import final
 
 from esdmon.calls import explain_wrong_calls
+from esdmon.encoding import storable
 from esdmon.errors import local_path, unwritable
 from esdmon.notice import nearby
 from esdmon.present.media import HistogramSchedule
@@ -108,7 +109,7 @@ class JsonlSink:
         head = {"schema": SCHEMA, "kind": "", "run": self._run, "step": 0}
         try:
             text = "".join(f"{_compact.encode(head | record)}\n" for record in records)
-            _write_all(file, lines.packed(self.path, text.encode()))
+            _write_all(file, lines.packed(self.path, storable(text).encode()))
         except BaseException:
             self.close()  # the next write opens the file again and begins with whole records
             raise

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
+from esdmon.encoding import storable
 from esdmon.torch_private import children_of
 
 # By package and class name: importing these classes would load dynamo, the distributed package, or peft.
@@ -83,6 +84,7 @@ def _named_child(name: str, attribute: str, child: nn.Module, module: nn.Module)
     A layer of Megatron has its number in the whole model, as in Megatron's checkpoints: each pipeline stage counts its
     own from 0.
     """
+    attribute = storable(attribute)
     number = vars(child).get("layer_number")
     if isinstance(number, int) and attribute.isdecimal() and type(child).__module__.startswith("megatron."):
         attribute = str(number - 1)

@@ -216,3 +216,9 @@ def test_a_module_that_has_its_parent_as_a_child_is_read() -> None:
     model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64))
     model[0].parent = model
     assert [matrix.name for matrix in discover(model).matrices] == ["0", "1"]
+
+
+def test_a_name_can_be_written_to_every_file() -> None:
+    """Without the lone surrogates of names of files that are not UTF-8, after which a module may be named."""
+    model = nn.ModuleDict({"caf\udce9": nn.Linear(64, 64)})
+    assert [matrix.name for matrix in discover(model).matrices] == [r"caf\udce9"]
