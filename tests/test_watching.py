@@ -92,7 +92,7 @@ def test_an_optimizer_of_another_model_is_logged(caplog: pytest.LogCaptureFixtur
 def test_an_optimizer_of_what_is_not_watched_is_named(
     part: str, as_mapping: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """An output head, as in linear probing, or biases. This is the optimizer of the model: there is no other to give."""
+    """An output head, as in linear probing, or biases. It is the optimizer of the model: there is no other."""
     model = nn.ModuleDict({"body": nn.Linear(64, 64), "head": nn.Linear(64, 32)})
     trained = {name: parameter for name, parameter in model.named_parameters() if part in name}
     optimizer = torch.optim.SGD(trained.values(), lr=0.1)
