@@ -99,7 +99,7 @@ def test_an_optimizer_of_what_is_not_watched_is_named(
     watched = dict(model.named_parameters()) if as_mapping else model
     esdmon.watch(watched, optimizer, exclude=["head"], every=1, budget=None, sinks=None).close()
     names = ", ".join(trained)
-    assert f"It trains {names}. Name matrices among these in layers= to watch them" in caplog.text
+    assert f"It trains {names}. Name these in layers= if they can be read" in caplog.text
     assert "Give watch() the optimizer of this model" not in caplog.text
 
 

@@ -77,10 +77,10 @@ class HeldParameters:
 
     def _log_that_none_is_held(self, of_model: Mapping[str, Tensor]) -> None:
         trained = [name for name, parameter in of_model.items() if id(parameter) in self._groups]
-        if trained:  # an output head, as in linear probing, biases, or a prompt
+        if trained:  # an output head, as in linear probing, biases, a prompt, or an adapter of unknown kind
             _log.warning(
                 "esdmon: the optimizer holds none of the weights that are watched, so it does not train them. It "
-                "trains %s. Name matrices among these in layers= to watch them; vectors have no spectrum.",
+                "trains %s. Name these in layers= if they can be read; a line at level INFO says why they are not.",
                 named(trained),
             )
         else:
