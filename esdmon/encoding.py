@@ -52,6 +52,14 @@ def printed(text: str) -> str:
     return encodable(text, getattr(sys.stdout, "encoding", None))
 
 
+def storable(text: str) -> str:
+    """Return a text with escape sequences in place of lone surrogates, which UTF-8 cannot encode.
+
+    Python has them in names of files that are not UTF-8, and a layer or a run may be named after a file.
+    """
+    return text.encode(errors="backslashreplace").decode()
+
+
 def _plain(error: UnicodeError) -> tuple[str, int]:
     """Return the replacement of the first character that cannot be encoded, and the position behind it."""
     if not isinstance(error, UnicodeEncodeError):

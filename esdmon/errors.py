@@ -1,11 +1,13 @@
 """Define the exceptions that users see. Imports nothing of esdmon, so that every floor can raise them."""
 
 import difflib
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal
 
 _LONGEST_LINE = 1000  # characters that are looked at; our choice
+_ADDRESS = re.compile(r"[A-Za-z][\w+.-]+:/")  # also of an address that was a `Path`, which has one slash less
 
 
 class EsdmonError(Exception):
@@ -61,6 +63,30 @@ def unwritable(what: str, error: OSError, *, remedy: str = "Choose another place
         else error.strerror or error
     )
     return InputError(f"{what} cannot be written: {why}. {remedy}")
+
+
+def is_address(place: str) -> bool:
+    """Return whether a path is an address such as `s3://bucket/runs`, not a local path; `C:/runs` is one."""
+    return _ADDRESS.match(place) is not None
+
+
+def local_path(what: str, given: str | Path) -> Path:
+    """Return the absolute path of a file or folder to write, which holds if the working directory changes.
+
+    Args:
+        what: name of the file or folder in messages.
+        given: the path as the user wrote it; `~` is the home folder.
+
+    Raises:
+        InputError: for an address, which would become a local folder such as `s3:`, and for an impossible path.
+    """
+    if is_address(str(given)):
+        raise InputError(
+            f"{what} is an address, and only local files are written. Give a local path, and copy the files later."
+        )
+    if "\0" in str(given):
+        raise InputError(f"{what!r} contains a null character, which no path may contain. Choose another path.")
+    return Path(given).expanduser().absolute()
 
 
 def check_content(what: str, path: Path, is_own: Callable[[str], bool]) -> None:

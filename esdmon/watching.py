@@ -219,7 +219,7 @@ def attach(
     if hooked is not None:
         monitor.at_close(Clock(hooked, monitor.hooked_step, faults).close)
         _watching.setdefault(hooked, []).append((weakref.ref(monitor), _identity(model)))
-    reader.held.log_what_is_not_held(reader.matrices)
+    reader.held.log_what_is_not_held(reader.matrices, reader.model.named_parameters)
     _log.info("esdmon: %s", reader.coverage)
     return monitor
 

@@ -84,6 +84,23 @@ def test_an_optimizer_of_another_model_is_logged(caplog: pytest.LogCaptureFixtur
     optimizer = torch.optim.SGD(network().parameters(), lr=0.1)
     esdmon.watch(network(), optimizer, every=1, budget=None, sinks=None).close()
     assert "the optimizer holds none of the weights that are watched" in caplog.text
+    assert "Give watch() the optimizer of this model" in caplog.text
+
+
+@pytest.mark.parametrize("part", ["head", "bias"])
+@pytest.mark.parametrize("as_mapping", [False, True])
+def test_an_optimizer_of_what_is_not_watched_is_named(
+    part: str, as_mapping: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An output head, as in linear probing, or biases. It is the optimizer of the model: there is no other."""
+    model = nn.ModuleDict({"body": nn.Linear(64, 64), "head": nn.Linear(64, 32)})
+    trained = {name: parameter for name, parameter in model.named_parameters() if part in name}
+    optimizer = torch.optim.SGD(trained.values(), lr=0.1)
+    watched = dict(model.named_parameters()) if as_mapping else model
+    esdmon.watch(watched, optimizer, exclude=["head"], every=1, budget=None, sinks=None).close()
+    names = ", ".join(trained)
+    assert f"It trains {names}. Name these in layers= if they can be read" in caplog.text
+    assert "Give watch() the optimizer of this model" not in caplog.text
 
 
 def test_a_model_of_which_no_weight_can_be_read_is_named(caplog: pytest.LogCaptureFixture) -> None:

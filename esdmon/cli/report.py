@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from esdmon.errors import check_content, unwritable
+from esdmon.errors import check_content, local_path, unwritable
 from esdmon.records import Report
 from esdmon.records.text import count
 from esdmon.replay import Run, events_by_run
@@ -25,7 +25,7 @@ def write(runs: Sequence[str], out: str) -> None:
             the JSONL of the run itself.
     """
     found = _with_different_names([data for run in runs for data in read(run)])
-    path = Path(out).expanduser()
+    path = local_path(f"-o {out}", out)
     check_content(f"-o {out}", path, lambda first: first.startswith("<"))
     text = html(found).encode(errors="replace")
     try:

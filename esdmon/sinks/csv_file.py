@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal, TextIO, final
 
 from esdmon.calls import explain_wrong_calls
-from esdmon.errors import check_content, unwritable
+from esdmon.errors import check_content, local_path, unwritable
 from esdmon.notice import nearby
 from esdmon.present.scalars import scalars, tag
 from esdmon.records import Alert, Report
@@ -35,7 +35,7 @@ class CsvSink:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path).expanduser().absolute()  # the working directory may change
+        self.path = local_path(f"csv:{path}", path)
         self._run = new_run()
         self._host_step: int | None = None
         try:

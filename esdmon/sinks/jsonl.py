@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import final
 
 from esdmon.calls import explain_wrong_calls
-from esdmon.errors import unwritable
+from esdmon.encoding import storable
+from esdmon.errors import local_path, unwritable
 from esdmon.notice import nearby
 from esdmon.present.media import HistogramSchedule
 from esdmon.records import SCHEMA, Alert, LayerReport, Record, Report
@@ -41,7 +42,7 @@ class JsonlSink:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path).expanduser().absolute()  # the working directory may change
+        self.path = local_path(f"jsonl:{path}", path)
         self._run: str | None = None
         self._is_checked = False
         self._begin()
@@ -108,7 +109,7 @@ class JsonlSink:
         head = {"schema": SCHEMA, "kind": "", "run": self._run, "step": 0}
         try:
             text = "".join(f"{_compact.encode(head | record)}\n" for record in records)
-            _write_all(file, lines.packed(self.path, text.encode()))
+            _write_all(file, lines.packed(self.path, storable(text).encode()))
         except BaseException:
             self.close()  # the next write opens the file again and begins with whole records
             raise

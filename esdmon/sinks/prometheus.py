@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import final
 
 from esdmon.calls import explain_wrong_calls
-from esdmon.errors import InputError, check_content, unwritable
+from esdmon.errors import InputError, check_content, local_path, unwritable
 from esdmon.present.scalars import portable, scalars
 from esdmon.records import Alert, Report
 
@@ -59,7 +59,7 @@ class PrometheusSink:
                 "'prometheus:9400', or a host and a port, 'prometheus:0.0.0.0:9400'."
             )
         if found is None:
-            self._path = Path(target).expanduser().absolute()
+            self._path = local_path(f"prometheus:{target}", target)
             check_content(f"prometheus:{self._path}", self._path, lambda first: first.startswith(_OWN))
         else:
             self._serve(found["host"] or _HOST, int(found["port"]))

@@ -11,6 +11,7 @@ from html import escape
 from itertools import zip_longest
 from typing import Any, Final, NamedTuple
 
+from esdmon.encoding import storable
 from esdmon.records import SCHEMA, Record
 from esdmon.webpage import assets
 from esdmon.webpage.run_data import MAX_COLUMNS, MAX_FRAMES, MAX_POINTS, RunData
@@ -54,11 +55,11 @@ def html(runs: Sequence[RunData], *, max_bytes: int = MAX_BYTES) -> str:
             omitted data.
     """
     script, style = assets.script() + _START, assets.style()
-    body = static_html([(run.name, run.overview(_DETAILS[-1].columns)) for run in runs])
+    body = storable(static_html([(run.name, run.overview(_DETAILS[-1].columns)) for run in runs]))
     room = max_bytes - len((script + style + body).encode()) - 2000
     data = _fitting(runs, room)
     policy = f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; base-uri 'none'"
-    title = escape(", ".join(run.name for run in runs))
+    title = storable(escape(", ".join(run.name for run in runs)))
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
@@ -129,7 +130,8 @@ def _thinned(runs: Sequence[RunData], detail: Detail) -> list[str]:
 
 def _json(value: Any) -> str:
     """Return JSON without `<`, so that no text in it can end the surrounding HTML element."""
-    return json.dumps(value, separators=(",", ":"), allow_nan=False, ensure_ascii=False).replace("<", "\\u003c")
+    text = json.dumps(value, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
+    return storable(text).replace("<", "\\u003c")
 
 
 def _hash(text: str) -> str:

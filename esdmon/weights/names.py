@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
+from esdmon.encoding import storable
 from esdmon.torch_private import children_of
 
 # By package and class name: importing these classes would load dynamo, the distributed package, or peft.
@@ -56,16 +57,17 @@ def named_modules(model: nn.Module, *, every_name: bool = False) -> Iterator[tup
         model: the model, in wrappers or not.
         every_name: give a shared module once under each of its names; by default only under the first.
     """
-    yield from _walk("", model, None if every_name else set(), None)
+    yield from _walk("", model, set(), None, every_name=every_name)
 
 
-def _walk(name: str, module: nn.Module, seen: set[int] | None, keras: str | None) -> Iterator[tuple[str, nn.Module]]:
+def _walk(
+    name: str, module: nn.Module, seen: set[int], keras: str | None, *, every_name: bool
+) -> Iterator[tuple[str, nn.Module]]:
     """Iterate as `named_modules` does; for a model of Keras, track the name of the outermost layer around this one."""
     module = unwrap(module)
-    if seen is not None:
-        if id(module) in seen:
-            return
-        seen.add(id(module))
+    if id(module) in seen:
+        return
+    seen.add(id(module))
     yield name, module
     if keras is None and any(kind.__module__.partition(".")[0] == "keras" for kind in type(module).__mro__):
         keras = name
@@ -73,7 +75,9 @@ def _walk(name: str, module: nn.Module, seen: set[int] | None, keras: str | None
         if child is not None:
             of_keras = keras if attribute == _KERAS_VARIABLES else None
             child_name, inner = _named_child(name, attribute, child, module)
-            yield from _walk(child_name if of_keras is None else of_keras, inner, seen, keras)
+            yield from _walk(child_name if of_keras is None else of_keras, inner, seen, keras, every_name=every_name)
+    if every_name:  # only modules around this one stay excluded: one that has its parent as a child would never end
+        seen.remove(id(module))
 
 
 def _named_child(name: str, attribute: str, child: nn.Module, module: nn.Module) -> tuple[str, nn.Module]:
@@ -84,6 +88,7 @@ def _named_child(name: str, attribute: str, child: nn.Module, module: nn.Module)
     A layer of Megatron has its number in the whole model, as in Megatron's checkpoints: each pipeline stage counts its
     own from 0.
     """
+    attribute = storable(attribute)
     number = vars(child).get("layer_number")
     if isinstance(number, int) and attribute.isdecimal() and type(child).__module__.startswith("megatron."):
         attribute = str(number - 1)

@@ -8,7 +8,6 @@ import weakref
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -220,9 +219,9 @@ class SpectralMonitor(MonitorCallback, _callback()):  # type: ignore[misc]  # on
 
     def _save(self, trainer: Any) -> None:
         """Save a checkpoint. In a job of several ranks a failure raises, since no rank may continue alone."""
-        folder = Path(trainer.log_dir or trainer.default_root_dir) / "esdmon-checkpoints"
+        folder = str(trainer.log_dir or trainer.default_root_dir).rstrip("/")  # it may be an address: not a `Path`
         try:
-            trainer.save_checkpoint(folder / f"step={trainer.global_step}.ckpt")
+            trainer.save_checkpoint(f"{folder}/esdmon-checkpoints/step={trainer.global_step}.ckpt")
         except Exception as error:
             if trainer.world_size > 1 or self._strict:
                 raise

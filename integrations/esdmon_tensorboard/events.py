@@ -18,7 +18,7 @@ from typing import Any, final
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from esdmon.errors import InputError, unwritable
+from esdmon.errors import InputError, local_path, unwritable
 from esdmon.notice import nearby
 from esdmon_tensorboard.outputs import EventOutput
 
@@ -79,7 +79,7 @@ class RunFiles:
     def __init__(self, target: str) -> None:
         if not target:
             raise InputError("tensorboard needs a folder, such as 'tensorboard:runs/a'")
-        self._folder = Path(target).expanduser().absolute()  # the working directory may change
+        self._folder = local_path(f"tensorboard:{target}", target)
         self._run_folder: Path | None = None
         self._run = secrets.token_hex(4)
         self._rewound_to: int | None = None

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, final
 import numpy as np
 from numpy.typing import NDArray
 
+from esdmon.encoding import storable
 from esdmon.present.scalars import tag
 from esdmon.spectrum import Phase
 
@@ -101,7 +102,7 @@ class EventOutput:
         """Write a text in Markdown."""
         from torch.utils.tensorboard.summary import text as text_summary  # noqa: PLC0415 -- optional
 
-        self._add(text_summary(tag, text), step)  # type: ignore[no-untyped-call]
+        self._add(text_summary(tag, storable(text)), step)  # type: ignore[no-untyped-call]
 
     def picture(self, tag: str, picture: Picture, step: int) -> None:
         """Write a picture."""
@@ -146,7 +147,7 @@ class WriterOutput:
 
     def text(self, tag: str, text: str, step: int) -> None:
         """Write a text in Markdown."""
-        self._call("add_text", tag, text, step)
+        self._call("add_text", tag, storable(text), step)
 
     def picture(self, tag: str, picture: Picture, step: int) -> None:
         """Write a picture."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, final
 
 from esdmon.calls import explain_wrong_calls
-from esdmon.errors import MissingExtraError
+from esdmon.errors import MissingExtraError, is_address
 from esdmon.notice import nearby
 from esdmon.present import Media, Overview, draw_esd
 from esdmon.present.overview import alert_text
@@ -240,9 +240,9 @@ class UsersWriter:
         return output_for(self.writer)
 
     def where(self) -> str:
-        """Return the folder, if the writer has that attribute."""
+        """Return the folder or its address, if the writer has that attribute."""
         folder = self._folder()
-        return "" if folder is None else nearby(folder)
+        return self._given() if folder is None else nearby(folder)
 
     def flush(self) -> None:
         """Flush the writer, if it has such a method."""
@@ -255,8 +255,13 @@ class UsersWriter:
         self.flush()
 
     def _folder(self) -> Path | None:
+        """Return the folder; None for a writer without one, or that writes to an address such as `s3://bucket`."""
+        folder = self._given()
+        return None if not folder or is_address(folder) else Path(folder).absolute()
+
+    def _given(self) -> str:
         folder = getattr(self.writer, "log_dir", None) or getattr(self.writer, "logdir", None)
-        return Path(folder).absolute() if isinstance(folder, str | Path) else None
+        return str(folder) if isinstance(folder, str | Path) else ""
 
 
 _taken: weakref.WeakSet[UsersWriter] = weakref.WeakSet()

@@ -56,7 +56,7 @@ def batches() -> DataLoader[tuple[Tensor, ...]]:
     return DataLoader(TensorDataset(torch.randn(320, 64, generator=torch.Generator().manual_seed(1))), batch_size=16)
 
 
-def trainer(folder: Path, *callbacks: Any, **options: Any) -> pl.Trainer:
+def trainer(folder: Path | str, *callbacks: Any, **options: Any) -> pl.Trainer:
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu", "devices": 1}
     given: dict[str, Any] = {"max_epochs": 1, "logger": False, "log_every_n_steps": 1, "enable_checkpointing": False}
     return pl.Trainer(default_root_dir=folder, callbacks=list(callbacks), **(given | quiet | options))

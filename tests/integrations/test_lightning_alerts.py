@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lightning.fabric.utilities.cloud_io import get_filesystem
 
 from esdmon.errors import InputError
 from esdmon_lightning import SpectralMonitor
@@ -55,6 +56,15 @@ def test_an_alert_of_save_on_saves_a_checkpoint(save_on: Any, tmp_path: Path) ->
         again.fit(Small(), batches(), ckpt_path=tmp_path / saved[0])
         assert again.global_step == 20
         assert [alert.step for callback in again.callbacks for alert in callback.monitor.alerts] == [5]  # type: ignore[attr-defined]
+
+
+def test_a_checkpoint_is_saved_at_an_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where Lightning saves its own, if the folder of the Trainer is in a bucket."""
+    monkeypatch.chdir(tmp_path)
+    callback = SpectralMonitor(every=5, budget=None, sinks=None, alerts=[ALWAYS], save_on=["always"])
+    trainer("memory://bucket", callback).fit(Small(), batches())
+    assert get_filesystem("memory://bucket").exists("/bucket/esdmon-checkpoints/step=5.ckpt")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_checkpoint_that_cannot_be_saved_does_not_end_the_training(

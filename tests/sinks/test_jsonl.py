@@ -101,6 +101,13 @@ def test_names_are_readable_in_the_file(path: Path) -> None:
     assert "größe·层" in path.read_text("utf-8")
 
 
+def test_a_name_that_utf_8_cannot_encode_costs_no_reading(path: Path) -> None:
+    """A lone surrogate, as Python has it in names of files that are not UTF-8. JSON has an escape sequence for it."""
+    report = Report(5, (replace(LAYER, name="caf\udce9"), LAYER), Coverage(8, 10))
+    write(path, report)
+    assert [line["name"] for line in records_in(path) if line["kind"] == "layer"] == ["caf\udce9", LAYER.name]
+
+
 def test_pandas_reads_the_mixed_kinds(path: Path) -> None:
     """One call reads all, and one comparison selects the layers."""
     write(path, REPORT, ALERT)

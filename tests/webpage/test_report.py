@@ -149,6 +149,14 @@ def test_names_of_layers_stay_texts() -> None:
     assert HOSTILE in page.texts["th"]
 
 
+def test_a_run_in_a_folder_whose_name_is_not_utf_8(tmp_path: Path) -> None:
+    """Python reads the other bytes of its name as lone surrogates, which no page can contain."""
+    run, out = tmp_path / "caf\udce9" / "esdmon.jsonl", tmp_path / "report.html"
+    write(run.parent, made_reports())
+    assert main(["report", str(run), "-o", str(out)]) == 0
+    assert r"caf\udce9" in out.read_text("utf-8")
+
+
 def test_without_scripts_there_are_a_map_the_alerts_and_a_table() -> None:
     """What mail and Jenkins show."""
     data = data_of()

@@ -209,3 +209,16 @@ def test_the_aliases_of_a_weight_of_the_model_itself() -> None:
     model.inner.weight = model.weight
     (matrix,) = discover(model, selection=Selection(min_eigenvalues=1)).matrices
     assert (matrix.name, matrix.aliases) == ("Linear", ("inner",))
+
+
+def test_a_module_that_has_its_parent_as_a_child_is_read() -> None:
+    """`self.parent = parent` registers the parent; such a model trains, as its `parameters()` ends."""
+    model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64))
+    model[0].parent = model
+    assert [matrix.name for matrix in discover(model).matrices] == ["0", "1"]
+
+
+def test_a_name_can_be_written_to_every_file() -> None:
+    """Without the lone surrogates of names of files that are not UTF-8, after which a module may be named."""
+    model = nn.ModuleDict({"caf\udce9": nn.Linear(64, 64)})
+    assert [matrix.name for matrix in discover(model).matrices] == [r"caf\udce9"]

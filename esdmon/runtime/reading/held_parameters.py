@@ -50,14 +50,16 @@ class HeldParameters:
                 named(lost),
             )
 
-    def log_what_is_not_held(self, matrices: Sequence[Matrix]) -> None:
-        """Log if none of the matrices is held, or which are not though they require gradients."""
+    def log_what_is_not_held(self, matrices: Sequence[Matrix], of_model: Callable[[], Mapping[str, Tensor]]) -> None:
+        """Log if none of the matrices is held, or which are not though they require gradients.
+
+        Args:
+            matrices: the matrices that are watched.
+            of_model: returns all parameters of the model by name.
+        """
         holds = [self.holds(matrix) for matrix in matrices]
         if False in holds and True not in holds:
-            _log.warning(
-                "esdmon: the optimizer holds none of the weights that are watched, so it does not train them. Give "
-                "watch() the optimizer of this model."
-            )
+            self._log_that_none_is_held(of_model())
             return
         lacking = [
             matrix.name
@@ -71,6 +73,20 @@ class HeldParameters:
                 len(lacking),
                 len(matrices),
                 named(lacking),
+            )
+
+    def _log_that_none_is_held(self, of_model: Mapping[str, Tensor]) -> None:
+        trained = [name for name, parameter in of_model.items() if id(parameter) in self._groups]
+        if trained:  # an output head, as in linear probing, biases, a prompt, or an adapter of unknown kind
+            _log.warning(
+                "esdmon: the optimizer holds none of the weights that are watched, so it does not train them. It "
+                "trains %s. Name these in layers= if they can be read; a line at level INFO says why they are not.",
+                named(trained),
+            )
+        else:
+            _log.warning(
+                "esdmon: the optimizer holds none of the weights that are watched, so it does not train them. Give "
+                "watch() the optimizer of this model."
             )
 
     def holds(self, matrix: Matrix) -> bool | None:

@@ -6,7 +6,7 @@ from contextlib import suppress
 from typing import final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from esdmon.errors import InputError
 from esdmon.records import Coverage, LayerReport
@@ -44,6 +44,10 @@ class WatchedModel:
     def coverage(self) -> Coverage:
         """Return how much of the model is read."""
         return self._watched.coverage
+
+    def named_parameters(self) -> Mapping[str, Tensor]:
+        """Return all parameters of the model, also those that are not watched."""
+        return dict(self._model.named_parameters()) if isinstance(self._model, nn.Module) else self._model
 
     @property
     def problems(self) -> Mapping[str, InputError]:
