@@ -22,6 +22,7 @@ from mkdocs.structure.pages import Page
 import esdmon.spectrum
 from esdmon.alerts.rules.builtin import BUILT_IN_RULES
 from esdmon.cli.alerts import persistence, thresholds
+from esdmon.records import severity_word
 from esdmon.spectrum import Measure, Spectrum, bulk, clauset2009, scales
 from esdmon.spectrum.measures import BUILT_IN_MEASURES
 
@@ -168,7 +169,12 @@ def _each_measure() -> str:
 def _rules() -> str:
     """Return the table of all alert rules."""
     rows = [
-        (f"[`{rule.name}`](#{rule.name})", rule.page.partition("\n")[0], rule.severity, persistence(rule))
+        (
+            f"[`{rule.name}`](#{rule.name})",
+            rule.page.partition("\n")[0],
+            severity_word(rule.severity),
+            persistence(rule),
+        )
         for rule in BUILT_IN_RULES
     ]
     return _table(("alert", "what it says", "severity", "fires"), rows)
@@ -179,7 +185,7 @@ def _each_rule() -> str:
     parts = []
     for rule in BUILT_IN_RULES:
         first, _, details = rule.page.partition("\n\n")
-        parts += [f"### {rule.name}", f"*{rule.severity}, {persistence(rule)}*", first]
+        parts += [f"### {rule.name}", f"*{severity_word(rule.severity)}, {persistence(rule)}*", first]
         parts += [f"**What to do:** {rule.advice}", details]
         parts += [f"**Thresholds:** `{thresholds(rule)}`"] if rule.thresholds else []
         parts += [f"**Mutes,** in the same layer: {', '.join(rule.mutes)}"] if rule.mutes else []

@@ -9,6 +9,7 @@ from esdmon.alerts import AlertRule
 from esdmon.alerts.config import AlertConfig, load_config, select_rules
 from esdmon.errors import InputError, nearest
 from esdmon.plugins import Plugins
+from esdmon.records import severity_word
 from esdmon.records.table import format_table
 from esdmon.records.text import count
 from esdmon.replay import replay_with_faults
@@ -101,7 +102,9 @@ def _page(rule: AlertRule) -> str:
     advice = [f"What to do: {rule.advice}"] if rule.advice else []  # before the details, which may fill a screen
     limits = [f"Thresholds: {thresholds(rule)}"] if rule.thresholds else []
     paragraphs = [first, *advice, *details, *limits]
-    return "\n\n".join([f"{rule.name}: {rule.severity}, {persistence(rule)}", *map(_indented, paragraphs)])
+    return "\n\n".join(
+        [f"{rule.name}: {severity_word(rule.severity)}, {persistence(rule)}", *map(_indented, paragraphs)]
+    )
 
 
 def _indented(paragraph: str) -> str:

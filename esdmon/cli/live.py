@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from esdmon.errors import MissingExtraError, masked
 from esdmon.present.colours import PHASE_COLOURS
-from esdmon.records import Alert, LayerReport, Report, Severity, show
-from esdmon.records.outcome import episode_text, severity_word, without_prefix
+from esdmon.records import Alert, LayerReport, Report, Severity, severity_word, show
+from esdmon.records.outcome import episode_text, without_prefix
 from esdmon.records.table import shorten_all, without_common_prefix
 from esdmon.records.text import age_lines, count, counted
 from esdmon.records.timeline import Timeline
@@ -101,7 +101,7 @@ def _what_is_wrong(timeline: Timeline, report: Report, *, single: int, width: in
 
     yield Text(f"step {report.step}, {count(len(report), 'layer')}: {counted(report)}", style="bold")
     for episode in timeline.firing:  # the worst first, notices last
-        title = masked(f"{severity_word(episode.alert)}: {episode_text(episode)}: ")
+        title = masked(f"{severity_word(episode.alert.severity)}: {episode_text(episode)}: ")
         yield Text.assemble((title, _SEVERITY_COLOURS[episode.alert.severity]), masked(without_prefix(episode.first)))
         for line in _layer_lines(episode.alert, single, width):
             yield Text(masked(f"  {line}"), style="dim", overflow="ellipsis", no_wrap=True)

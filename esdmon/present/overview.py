@@ -13,10 +13,9 @@ from numpy.typing import NDArray
 
 from esdmon.errors import MissingExtraError, masked
 from esdmon.present.scalars import kinds
-from esdmon.records import Alert, Report
+from esdmon.records import Alert, Report, severity_word
 from esdmon.records.alert import not_at
 from esdmon.records.colours import PHASE_HEX, SEVERITY_HEX, STATUS_HEX
-from esdmon.records.outcome import severity_word
 from esdmon.records.table import shorten_all
 from esdmon.records.text import count
 from esdmon.records.timeline import Episode, Stage, Timeline
@@ -303,7 +302,9 @@ def alert_text(timeline: Timeline) -> str:
     firing = timeline.firing
     lines = [f"**{_how_many_fire(firing)} now**", ""]
     for each in firing:
-        lines.append(f"- **{severity_word(each.alert)}**, since step {each.alert.since}: {_plain(each.alert.message)}")
+        lines.append(
+            f"- **{severity_word(each.alert.severity)}**, since step {each.alert.since}: {_plain(each.alert.message)}"
+        )
         lines += [f"    - {_plain(line)}" for line in each.alert.layer_lines]
     over = [episode for episode in timeline.episodes if episode.ended is not None][-_ENDED:][::-1]
     if over:

@@ -4,6 +4,7 @@ from esdmon.records.alert import Alert as Alert
 from esdmon.records.alert import AlertState as AlertState
 from esdmon.records.alert import LayerFinding as LayerFinding
 from esdmon.records.alert import Severity as Severity
+from esdmon.records.alert import severity_word as severity_word
 from esdmon.records.esd import Esd as Esd
 from esdmon.records.layer import EQUAL as EQUAL
 from esdmon.records.layer import INACTIVE as INACTIVE

@@ -17,6 +17,11 @@ MAX_BY_LAYER = 20
 _MAX_LINES = 8  # lines of layers that are shown
 
 
+def severity_word(severity: Severity) -> str:
+    """Return a severity in the word that readers see: `notice` for `info`."""
+    return "notice" if severity == "info" else severity
+
+
 def not_at(since: int, after: int | None) -> str:
     """Return ` (not yet at step 400)` for `after`, or an empty text if it is None or one step before `since`."""
     return "" if after is None or since - after <= 1 else f" (not yet at step {after})"
@@ -103,7 +108,7 @@ class Alert:
 
     def __str__(self) -> str:
         """Return one line: step, severity, state and message."""
-        return printed(f"step {self.step}, {self.severity}, {self.state}: {self.message}")
+        return printed(f"step {self.step}, {severity_word(self.severity)}, {self.state}: {self.message}")
 
     def __repr__(self) -> str:
         """Return the line of `__str__` in brackets."""
@@ -111,5 +116,5 @@ class Alert:
 
     def _repr_html_(self) -> str:
         """Return HTML for notebooks."""
-        badge = html.badge(f"{self.severity}, {self.state}", SEVERITY_HEX.get(self.severity, ""))
+        badge = html.badge(f"{severity_word(self.severity)}, {self.state}", SEVERITY_HEX.get(self.severity, ""))
         return html.page(html.paragraph(badge, html.faint(f"step {self.step}"), self.message), *self.layer_lines)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from esdmon.records.alert import Alert, not_at
+from esdmon.records.alert import Alert, not_at, severity_word
 from esdmon.records.text import count, counted, named
 from esdmon.records.timeline import SEVERITIES, Episode, Stage, Timeline
 from esdmon.spectrum import Phase
@@ -57,17 +57,14 @@ def alerts_line(episodes: Sequence[Episode]) -> str:
         episodes,
         key=lambda each: (_is_notice(each), each.ended is not None, SEVERITIES.index(each.alert.severity)),
     )
-    texts = [f"{severity_word(each.alert)} {episode_text(each)}{_not_at(each)}" for each in ordered[:_EPISODES]]
+    texts = [
+        f"{severity_word(each.alert.severity)} {episode_text(each)}{_not_at(each)}" for each in ordered[:_EPISODES]
+    ]
     notices = sum(map(_is_notice, ordered[_EPISODES:]))
     more = len(ordered) - len(texts) - notices
     texts += [f"{more} more"] if more else []
     texts += [count(notices, "more notice")] if notices else []
     return f"alerts: {'; '.join(texts) or 'none'}"
-
-
-def severity_word(alert: Alert) -> str:
-    """Return the severity of an alert in words: `notice` for `info`."""
-    return "notice" if alert.severity == "info" else alert.severity
 
 
 def _not_at(episode: Episode) -> str:

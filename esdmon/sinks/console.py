@@ -9,7 +9,7 @@ from typing import TextIO, final
 from esdmon.calls import explain_wrong_calls
 from esdmon.encoding import encodable
 from esdmon.present.colours import coloured
-from esdmon.records import Alert, LayerReport, Report, Skipped
+from esdmon.records import Alert, LayerReport, Report, Skipped, severity_word
 from esdmon.records.text import counted
 from esdmon.spectrum import Phase
 
@@ -55,7 +55,7 @@ class ConsoleSink:
 
     def alert(self, alert: Alert) -> None:
         """Print severity, state and message."""
-        self._print(f"[{alert.severity}] {alert.state}: {alert.message}")
+        self._print(f"[{severity_word(alert.severity)}] {alert.state}: {alert.message}")
 
     def flush(self) -> None:
         """Flush the stream."""

@@ -16,7 +16,7 @@ from urllib.request import Request, urlopen
 
 from esdmon.calls import explain_wrong_calls
 from esdmon.errors import InputError
-from esdmon.records import Alert, Report, Severity
+from esdmon.records import Alert, Report, Severity, severity_word
 from esdmon.records.text import count
 
 _log = logging.getLogger("esdmon")
@@ -130,14 +130,14 @@ def payload(alert: Alert) -> dict[str, Any]:
     more = " …" if len(alert.layers) > _MAX_LAYERS else ""
     fields = {
         "rule": alert.rule,
-        "severity": alert.severity,
+        "severity": severity_word(alert.severity),
         "layers": ", ".join(alert.layers[:_MAX_LAYERS]) + more,
         "step": str(alert.step),
         "since step": str(alert.since),
         "run": f"{socket.gethostname()}:{Path.cwd()}",
     }
     return {
-        "text": f"esdmon, {alert.severity}, {alert.state}: {alert.message}",
+        "text": f"esdmon, {severity_word(alert.severity)}, {alert.state}: {alert.message}",
         "attachments": [
             {
                 "color": _ATTACHMENT_COLOURS[alert.severity],

@@ -6,7 +6,7 @@ from html import escape
 from itertools import groupby
 from typing import Final, Self
 
-from esdmon.records import Record
+from esdmon.records import Record, severity_word
 from esdmon.records.colours import PHASE_HEX, STATUS_HEX
 from esdmon.spectrum import Phase
 from esdmon.webpage.codes import CHARACTERS
@@ -51,8 +51,7 @@ def _list(lines: Sequence[str] | None) -> str:
 
 
 def _alert(alert: Record) -> str:
-    severity = "notice" if alert["severity"] == "info" else alert["severity"]
-    return escape(f"step {alert['step']}, {severity}, {alert['state']}: {alert['message']}")
+    return escape(f"step {alert['step']}, {severity_word(alert['severity'])}, {alert['state']}: {alert['message']}")
 
 
 @dataclass(frozen=True, slots=True)

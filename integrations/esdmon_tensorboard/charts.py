@@ -105,7 +105,8 @@ class ChartedRun:
                 if match and text:
                     layer = "" if match["layer"] == "model" else match["layer"]
                     own = {"id": tag, "rule": match["rule"], "layer": layer, "layers": [layer] if layer else []}
-                    found.append(own | text.groupdict() | {"step": point.step, "since": point.step})
+                    severity = {"severity": "info"} if text["severity"] == "notice" else {}
+                    found.append(own | text.groupdict() | severity | {"step": point.step, "since": point.step})
         return sorted(found, key=lambda alert: alert["step"])
 
 

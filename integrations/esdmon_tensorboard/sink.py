@@ -20,6 +20,7 @@ from esdmon.notice import nearby
 from esdmon.present import Media, Overview, draw_esd
 from esdmon.present.overview import alert_text
 from esdmon.present.scalars import scalars, tag
+from esdmon.records import severity_word
 from esdmon_tensorboard.outputs import Output, output_for
 from esdmon_tensorboard.tensors import TensorLog
 
@@ -117,7 +118,7 @@ class TensorBoardSink:
         self._take_target()
         report = self._report
         x = alert.step if report is None else report.x
-        text = f"**{alert.severity}, {alert.state}** {alert.message}"
+        text = f"**{severity_word(alert.severity)}, {alert.state}** {alert.message}"
         self._overview.alert(alert)
         output = self._target.output(alert.step, x)
         output.text("esdmon/alerts", alert_text(self._overview.timeline), x)

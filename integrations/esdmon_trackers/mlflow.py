@@ -13,6 +13,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from esdmon.present.scalars import tag
+from esdmon.records import severity_word
 from esdmon.sinks import ScalarLoggerSink
 
 if TYPE_CHECKING:
@@ -58,7 +59,8 @@ def sink_for(client: Any, run_id: str) -> ScalarLoggerSink:
             pending.append(client.log_batch(run_id, metrics=batch, synchronous=False))
 
     def alert(alert: Alert, step: int) -> None:
-        words = RunTag(tag("alert", alert.rule), f"{alert.severity}, {alert.state} at step {step}: {alert.message}")
+        text = f"{severity_word(alert.severity)}, {alert.state} at step {step}: {alert.message}"
+        words = RunTag(tag("alert", alert.rule), text)
         pending.append(client.log_batch(run_id, tags=[words], synchronous=False))
 
     def table(name: str, table: Table, _step: int) -> None:

@@ -61,6 +61,15 @@ def high_learning_rate_from_the_start(training: Digits) -> Iterator[None]:
         yield
 
 
+def rising_learning_rate(training: Digits) -> AbstractContextManager[None]:
+    """By 4 % after each step, as by a schedule that multiplies the wrong value."""
+
+    def rise() -> None:
+        training.optimizer.param_groups[0]["lr"] *= 1.04
+
+    return _after_each(training, rise)
+
+
 @contextmanager
 def strong_decay(training: Digits) -> Iterator[None]:
     with restored(training), _options(training, weight_decay=0.5):

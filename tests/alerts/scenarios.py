@@ -93,6 +93,15 @@ SCENARIOS = (
         severity="error",
     ),
     Scenario(
+        "a learning rate that rises slowly",
+        "update_surge",
+        _ALL,
+        faults.rising_learning_rate,
+        within=11,
+        stretches=(150, 230, 340),
+        then=("norm_explosion",),
+    ),
+    Scenario(
         "weight decay far too strong", "norm_decay", _ALL, faults.strong_decay, within=3, then=("scale_collapse",)
     ),
     Scenario(

@@ -86,6 +86,13 @@ def test_an_alert_is_one_line() -> None:
     assert repr(FIRED) == "<Alert step 2, warning, firing: fc1: norm_decay: …>"
 
 
+def test_an_alert_of_severity_info_is_called_a_notice() -> None:
+    notice = replace(FIRED, severity="info")
+    assert str(notice) == "step 2, notice, firing: fc1: norm_decay: …"
+    assert "notice, firing" in Parser(notice._repr_html_()).text
+    assert notice.to_record()["severity"] == "info"
+
+
 @given(LAYERS, ALERTS)
 def test_notebooks_show_any_record(layer: LayerReport, alert: Alert) -> None:
     """Names and messages are text, whatever they contain."""

@@ -100,7 +100,8 @@ def test_what_is_not_watched_is_named_once() -> None:
 def test_an_alert_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     """Its severity and state stand before the message."""
     ConsoleSink().alert(ALERT)
-    assert capsys.readouterr().out == "[error] firing: fc1: rank 1 of 2.\n"
+    ConsoleSink().alert(replace(ALERT, severity="info"))
+    assert capsys.readouterr().out == "[error] firing: fc1: rank 1 of 2.\n[notice] firing: fc1: rank 1 of 2.\n"
 
 
 def test_a_stream_of_the_users_own_is_written_to_and_left_open(capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,15 @@ from statistics import median, median_low
 
 from esdmon.alerts.rule import Finding, History, evidence_of, has_moved, is_pruned, value_of, values_of
 from esdmon.alerts.rules.early import early_raises, is_early, learning_rate, readings_since_first
-from esdmon.alerts.rules.jumps import finding, frobenius, is_warming_up, jumped, jumps_after_warm_up, raised, usual_rate
+from esdmon.alerts.rules.jumps import (
+    finding,
+    frobenius,
+    is_warming_up,
+    jumped,
+    jumps_after_warm_up,
+    raised,
+    raised_rate,
+)
 from esdmon.records import LayerReport
 from esdmon.records.values import significant
 from esdmon.spectrum import Phase
@@ -66,8 +74,7 @@ def norm_explosion(history: History, *, factor: float = 3.0, back: float = 2.0) 
             has_grown and not (_is_at_cost_of_others(now, history.baseline[now.name]) and _is_flat(history, now.name))
         ):
             what = is_over("spectral norm", norm, factor, before, "expected from its baseline")
-            rate = usual_rate(history.baseline[now.name])
-            yield finding(now, f"{what}{raised('learning rate', now.learning_rate, rate)}", before)
+            yield finding(now, f"{what}{raised_rate(now, history.baseline[now.name])}", before)
     for found in early_raises(history, learning_rate):
         norm, before = _norm(found.now), found.largest(_norm)
         has_moved_far = any(layer.update_ratio > factor for layer in found.since)
@@ -134,7 +141,7 @@ def correlation_trap(
             yield finding(
                 readings[-1],
                 f"trap {value:.2f} is above {limit:.2f}, from {before:.2f} at step {history.first[name].step} "
-                f"({what_traps(readings[-1])})",
+                f"({what_traps(readings[-1])}){raised_rate(readings[-1], history.baseline[name])}",
                 before,
                 None if name in jumped_now and not _begins_to_learn(history, name) else "info",
             )
@@ -213,7 +220,7 @@ def entropy_collapse(history: History, *, factor: float = _HALVED, back: float =
     """
     for now, rank, before in jumps_after_warm_up(history, _effective_rank, "down", factor=factor, back=back):
         what = is_below("effective rank", rank, factor, before, "expected from its baseline")
-        yield finding(now, what, before)
+        yield finding(now, f"{what}{raised_rate(now, history.baseline[now.name])}", before)
 
 
 def stable_rank_drop(history: History, *, factor: float = 2.0, back: float = 1.5) -> Iterable[Finding]:
@@ -241,7 +248,7 @@ def stable_rank_drop(history: History, *, factor: float = 2.0, back: float = 1.5
         if max(before, usual) > NOISE_LIKE * now.nulls.get("stable_rank", math.inf):
             continue
         what = is_below("stable rank", rank, factor, before, "expected from its baseline")
-        yield finding(now, what, before)
+        yield finding(now, f"{what}{raised_rate(now, history.baseline[now.name])}", before)
 
 
 def phase_regression(history: History, *, phases: int = 2, factor: float = 1.5) -> Iterable[Finding]:

@@ -7,7 +7,7 @@ from statistics import median
 from typing import Literal, TypeAlias
 
 from esdmon.alerts.rule import Finding, History, evidence_of, value_of
-from esdmon.alerts.rules.baseline import fit_baseline
+from esdmon.alerts.rules.baseline import WARM_UP, fit_baseline
 from esdmon.records import LayerReport, Severity
 
 Quantity: TypeAlias = Callable[[LayerReport], float]
@@ -97,6 +97,17 @@ def is_warming_up(now: LayerReport, baseline: Sequence[LayerReport]) -> bool:
     return rate > _RISEN * median(rates) and is_steady and median(ways) < _LEARNED
 
 
+def before_rise(now: LayerReport, baseline: Sequence[LayerReport]) -> Sequence[LayerReport]:
+    """Return the readings of a baseline before the learning rate began to rise to that of now.
+
+    While it rises slowly, later readings would make the rise itself the expected course. Where fewer than a baseline
+    needs are from before, as in a warm-up from the start, all of them are returned.
+    """
+    lowest = min((layer.learning_rate for layer in baseline if layer.learning_rate > 0), default=math.nan)
+    before = [layer for layer in baseline if layer.learning_rate <= RAISED * lowest]
+    return before if now.learning_rate > RAISED * lowest and len(before) >= WARM_UP else baseline
+
+
 def usual_decay(baseline: Sequence[LayerReport]) -> float:
     """Return the median weight decay of a baseline; NaN where it is not known."""
     return median([layer.weight_decay for layer in baseline if layer.weight_decay >= 0] or [math.nan])
@@ -105,6 +116,11 @@ def usual_decay(baseline: Sequence[LayerReport]) -> float:
 def raised(name: str, value: float, before: float) -> str:
     """Return the end of a message: that a setting of the optimizer was raised; empty if it was not."""
     return f"; its {name} rose from {before:.2g} to {value:.2g}" if value > RAISED * before else ""
+
+
+def raised_rate(now: LayerReport, baseline: Sequence[LayerReport]) -> str:
+    """Return the end of a message: that the learning rate is above that of the baseline; empty if it is not."""
+    return raised("learning rate", now.learning_rate, usual_rate(baseline))
 
 
 def finding(now: LayerReport, what: str, before: float, severity: Severity | None = None) -> Finding:

@@ -10,7 +10,16 @@ from esdmon.alerts.rule import Finding, History, Peak, has_moved, is_pruned, val
 from esdmon.alerts.rules.baseline import WARM_UP
 from esdmon.alerts.rules.change import is_below, is_noise_like
 from esdmon.alerts.rules.early import early_raises, find_raise, learning_rate, readings_since_first, weight_decay
-from esdmon.alerts.rules.jumps import RAISED, finding, frobenius, jumps, raised, usual_decay, usual_rate
+from esdmon.alerts.rules.jumps import (
+    RAISED,
+    before_rise,
+    finding,
+    frobenius,
+    jumps,
+    raised,
+    usual_decay,
+    usual_rate,
+)
 from esdmon.records import LayerReport, Severity
 from esdmon.records.values import significant
 
@@ -32,7 +41,8 @@ def update_surge(history: History, *, factor: float = 4.0, peak: float = 1.5, ba
 
     Fires when `step_ratio`, the ‖ΔW‖/‖W‖ of one optimizer step, is more than 4 times the value expected from its
     baseline, a line fitted to earlier readings of the layer, and more than five standard deviations of their scatter
-    above that value.
+    above that value. While a learning rate rises, slowly or at once, the line is fitted to the readings from before, if
+    there are six or more.
 
     The usual cause is a raised learning rate, or larger gradients: from smaller batches, wrong labels, or inputs or a
     loss of another scale. The message says whether the learning rate or the gradients have grown, where the optimizer
@@ -67,6 +77,8 @@ def update_surge(history: History, *, factor: float = 4.0, peak: float = 1.5, ba
 
     Source: the ratio of update to weight is a common diagnostic of learning rates; the factors are ours.
     """
+    baseline = {name: before_rise(readings[-1], history.baseline[name]) for name, readings in history.layers.items()}
+    history = replace(history, baseline=baseline)
     for now, ratio, before in jumps(history, _step_ratio, "up", factor=factor, back=back):
         usual, highest = usual_rate(history.baseline[now.name]), history.peak.get(now.name, Peak())
         rate, is_raised = now.learning_rate, now.learning_rate > RAISED * usual

@@ -82,7 +82,7 @@ function showTip(tip, event, found, view) {
   tip.hidden = !found;
   if (!found) return;
   if (found.alert) {
-    tip.textContent = `${found.alert.severity}, step ${found.alert.step}: ${found.alert.message}`;
+    tip.textContent = `${severityWord(found.alert.severity)}, step ${found.alert.step}: ${found.alert.message}`;
   } else {
     const phase = STATE_OF[view.rows[found.row][found.column]];
     tip.textContent = `${found.layer}\nstep ${found.step}: ${phase ? phase.name : 'unknown'}`;

@@ -51,6 +51,20 @@ JUMPS = {
 }
 
 
+@pytest.mark.parametrize(("rate", "cause"), [(0.1, False), (0.3, True)])
+@pytest.mark.parametrize("name", [*JUMPS, "correlation_trap"])
+def test_a_message_names_a_learning_rate_that_was_raised(name: str, rate: float, *, cause: bool) -> None:
+    """As the cause of the change, also where another rule on it has found nothing."""
+    measure, before, after = (JUMPS | {"correlation_trap": ("trap", 0.3, 2.0)})[name]
+    values = [(before, 0.1)] * 10 + [(after, rate)] * 3
+    readings = [
+        reading(step, measures={measure: value}, learning_rate=each)
+        for step, (value, each) in enumerate(values, start=1)
+    ]
+    (alert,) = alerts_of(RULES[name], (report(layer.step, layer) for layer in readings))
+    assert ("; its learning rate rose from 0.1 to 0.3" in alert.message) is cause
+
+
 @pytest.mark.parametrize("name", JUMPS)
 def test_a_jump_is_reported_and_lasts_until_it_is_taken_back(name: str) -> None:
     """However long: the baseline is that from before it, also for what comes after: the way back is not a jump."""

@@ -33,6 +33,14 @@ def test_a_learning_rate_that_is_restarted_is_no_surge() -> None:
         assert len(alerts) == expected, (rate, ratio)
 
 
+@pytest.mark.parametrize(("steady", "expected"), [(12, [(23, "firing")]), (1, [])], ids=["mid-run", "from-the-start"])
+def test_a_learning_rate_that_rises_slowly(steady: int, expected: list[tuple[int, str]]) -> None:
+    """Steps are compared with those from before; where the run begins with the rise, none are known."""
+    rates = [0.1 * 1.2 ** max(0, step - steady) for step in range(32)]
+    readings = [reading(step, step_ratio=0.01 * rate, learning_rate=rate) for step, rate in enumerate(rates, start=1)]
+    assert steps(alerts_of(RULES["update_surge"], (report(layer.step, layer) for layer in readings))) == expected
+
+
 def test_a_gradient_that_jumps_from_almost_nothing_is_no_surge() -> None:
     """Up to a tenth of the largest step so far, unless the learning rate was raised."""
     ratios = [*[0.02] * 4, *[1e-4] * 14]
