@@ -52,7 +52,7 @@ class Budget:
         advance: float = Limits().advance_seconds,
         rate: Callable[[], float] | None = None,
     ) -> None:
-        if share is not None and not (isinstance(share, Real) and 0 < share <= 1):
+        if share is not None and not (isinstance(share, Real) and share is not True and 0 < share <= 1):
             msg = f"budget= must be a share of the run, above 0 and at most 1, or None for no limit; got {share!r}"
             raise InputError(msg)
         self.share: float | None = share

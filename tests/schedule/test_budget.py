@@ -122,7 +122,7 @@ def test_before_the_run_there_is_no_overhead() -> None:
     assert math.isnan(Budget(0.01).overhead)
 
 
-@pytest.mark.parametrize("share", [0, -0.1, 1.5, "1%", math.nan], ids=str)
+@pytest.mark.parametrize("share", [0, -0.1, 1.5, "1%", math.nan, True], ids=str)
 def test_a_share_that_is_none_is_refused(share: float) -> None:
     """With what was got."""
     with pytest.raises(
