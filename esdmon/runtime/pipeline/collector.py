@@ -78,16 +78,16 @@ class Collector:
         self._dropped.log_since(before, due.step)
 
     def _take(self, due: DueStep, task: Task, answer: Answer) -> None:
+        unanswered = set(task.names) - answer.keys()
         asked = due.asked.intersection(task.names)
-        missed = {name for name in asked if name not in answer or answer[name][0].status == "failed"}
+        missed = {name for name in asked if name in unanswered or answer[name][0].status == "failed"}
         for name, (layer, seconds) in answer.items():
             due.seconds += seconds
             if name not in missed:  # if a rank may have missed the plan, the previous reading is kept
                 due.read[name] = replace(layer, host_step=due.host_step, extra=due.extra)
                 is_readable = layer.status == "ok"
                 self._priority.took(name, seconds, readable=is_readable, on_device=task.in_hook > 0)
-        lost = {name for name in task.names if name not in answer} | missed
-        self._dropped.count += len(lost - missed)
+        self._dropped.count += len(unanswered - missed)
         due.missed |= missed
-        for name in lost:
+        for name in unanswered | missed:
             self._priority.lost(name)

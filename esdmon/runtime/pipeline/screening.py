@@ -143,8 +143,7 @@ class Screening:
         """Return the last screening of each matrix that is newer than its reading, as of a due step; new only once."""
         self._take(latest)
         shown: list[Screened] = []
-        for name in [name for name in self._found if name not in self._priority]:
-            del self._found[name]
+        self._found = {name: found for name, found in self._found.items() if name in self._priority}
         for name, found in self._found.items():
             read = None if name not in latest else latest[name].step
             known = [each for each in found if each.step <= step and each.is_after(read)][-1:]
