@@ -7,15 +7,7 @@ import itertools
 import math
 from collections.abc import Iterator
 
-from esdmon.spectrum.phases import (
-    Evidence,
-    Phase,
-    PhaseThresholds,
-    dead_share,
-    decide,
-    gap_of_zeros,
-    is_collapsed,
-)
+from esdmon.spectrum.phases import Evidence, Phase, PhaseThresholds, dead_share, decide, gap_of_zeros, is_collapsed
 from esdmon.spectrum.spectrum import Spectrum
 
 _FAR = math.log(1.5)
