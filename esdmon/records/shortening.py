@@ -125,10 +125,11 @@ class Restorer:
 def _packed(record: Record) -> Record:
     """Return a record with each group of measures in `LISTS` replaced by a list, if the record has all of the group."""
     for name, measures in LISTS.items():
-        away = {*measures, _COMPUTED} if name == "singular" else {*measures}
-        if record.keys() >= away - {DISTANCE} and (_COMPUTED not in away or _is_condition(record[_COMPUTED], record)):
-            packed = {name: [rounded(record[key], SAMPLED_DIGITS) for key in measures if key in record]}
-            record = {key: value for key, value in record.items() if key not in away} | packed
+        replaced = {*measures, _COMPUTED} if name == "singular" else {*measures}
+        is_complete = record.keys() >= replaced - {DISTANCE}
+        if is_complete and (name != "singular" or _can_compute_condition(record)):
+            values = [rounded(record[key], SAMPLED_DIGITS) for key in measures if key in record]
+            record = {key: value for key, value in record.items() if key not in replaced} | {name: values}
     return record
 
 
@@ -153,9 +154,9 @@ def _condition(record: Mapping[str, Any]) -> float | None:
     return condition
 
 
-def _is_condition(value: Any, record: Mapping[str, Any]) -> bool:
-    """Return whether a value equals the condition number that is computed from a record."""
-    computed = _condition(record)
+def _can_compute_condition(record: Mapping[str, Any]) -> bool:
+    """Return whether the condition number of a record equals the one that is computed from its other values."""
+    value, computed = record[_COMPUTED], _condition(record)
     if computed is None or not _is_number(value):
         return value is computed
     return math.isclose(value, computed, rel_tol=1e-3)

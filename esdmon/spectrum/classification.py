@@ -6,8 +6,18 @@ import numpy as np
 
 from esdmon.calls import explain_wrong_calls
 from esdmon.spectrum.bulk import Bulk, spike_reach
-from esdmon.spectrum.confidence import dead_shares, is_collapsed, to_other_phase, to_other_rank
-from esdmon.spectrum.phases import CRITICAL, Evidence, Phase, PhaseReading, PhaseThresholds, decide, has_left_bulk
+from esdmon.spectrum.confidence import to_other_phase, to_other_rank
+from esdmon.spectrum.phases import (
+    CRITICAL,
+    Evidence,
+    Phase,
+    PhaseReading,
+    PhaseThresholds,
+    dead_share,
+    decide,
+    has_left_bulk,
+    is_collapsed,
+)
 from esdmon.spectrum.spectrum import Spectrum
 from esdmon.spectrum.traps import trap
 from esdmon.spectrum.vuong1989 import power_law_against_exponential
@@ -85,7 +95,7 @@ def _refusal(spectrum: Spectrum, limits: PhaseThresholds) -> str:
     if spectrum.view in _NO_WEIGHTS:
         return _NO_WEIGHTS[spectrum.view].format(spectrum.m)
     dead = _dead_units(spectrum)
-    if max(dead_shares(spectrum)) > limits.max_dead:
+    if dead_share(spectrum) > limits.max_dead:
         return f"{dead} dead: too little of the layer is left."
     if spectrum.is_of_norms:
         return f"Its slices are {spectrum.n} × 1: each has one eigenvalue, which is its norm, and so no spectrum."

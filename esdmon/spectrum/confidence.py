@@ -7,9 +7,7 @@ import itertools
 import math
 from collections.abc import Iterator
 
-import numpy as np
-
-from esdmon.spectrum.phases import Evidence, Phase, PhaseThresholds, decide
+from esdmon.spectrum.phases import Evidence, Phase, PhaseThresholds, dead_share, decide, gap_of_zeros, is_collapsed
 from esdmon.spectrum.spectrum import Spectrum
 
 _FAR = math.log(1.5)
@@ -86,39 +84,10 @@ def to_other_rank(spectrum: Spectrum, limits: PhaseThresholds) -> float:
     """Return the distance to the border of rank collapse or of `max_dead`, from either side; it may exceed 1."""
     size, rank = spectrum.eigenvalues.size, spectrum.rank
     zeros = _distance_of_count(size - rank, size - math.ceil(limits.min_rank * size))
-    gap = _distance(_gap(spectrum), limits.zero_gap)
+    gap = _distance(gap_of_zeros(spectrum), limits.zero_gap)
     if is_collapsed(spectrum, limits):
         collapse = min(zeros, gap)
     else:  # both conditions must become true
-        few_zeros, is_one_tail = rank >= limits.min_rank * size, _gap(spectrum) >= limits.zero_gap
+        few_zeros, is_one_tail = rank >= limits.min_rank * size, gap_of_zeros(spectrum) >= limits.zero_gap
         collapse = max(zeros if few_zeros else 0.0, gap if is_one_tail else 0.0)
-    return min(collapse, _distance(max(dead_shares(spectrum)), limits.max_dead))
-
-
-def is_collapsed(spectrum: Spectrum, limits: PhaseThresholds) -> bool:
-    """Return True if enough eigenvalues are zero, with a gap to the rest; a very heavy tail has no such gap.
-
-    Zeros do not count where noise with the scales of the layer has as many: rows may differ by factors of a thousand.
-    They may be more by the share that a layer of full rank may lack, or by the KS·M of a clean bulk.
-    """
-    size = spectrum.eigenvalues.size
-    if spectrum.rank >= limits.min_rank * size or _gap(spectrum) >= limits.zero_gap:
-        return False
-    noise = spectrum.scaled_noise if spectrum.noise_bulk is not None else None
-    return noise is None or noise.rank - spectrum.rank > max((1 - limits.min_rank) * size, limits.random_ks)
-
-
-def _gap(spectrum: Spectrum) -> float:
-    """Return the median of the zero eigenvalues over that of the others; 0 if none is zero."""
-    zeros, others = np.split(spectrum.eigenvalues, [spectrum.eigenvalues.size - spectrum.rank])
-    return float(np.median(zeros)) / float(np.median(others)) if zeros.size else 0.0
-
-
-def dead_shares(spectrum: Spectrum) -> tuple[float, float]:
-    """Return the shares of the rows and of the columns of W that were dead and dropped; 0 if they are not known."""
-    elements = spectrum.elements
-    if elements is None:
-        return 0.0, 0.0
-    # If it is not known which side of W is the longer one, the smaller share is used.
-    rows, columns = elements.rows or spectrum.n, elements.columns or spectrum.n
-    return elements.zero_rows / (elements.zero_rows + rows), elements.zero_columns / (elements.zero_columns + columns)
+    return min(collapse, _distance(dead_share(spectrum), limits.max_dead))

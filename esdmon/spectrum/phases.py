@@ -1,4 +1,4 @@
-"""Define the 5+1 phases of training: names, borders between them, and the rule that chooses one.
+"""Define the 5+1 phases of training: names, borders between them, and the rules that choose one.
 
 The phases are those of C. H. Martin, M. W. Mahoney, "Implicit self-regularization in deep neural networks: evidence
 from random matrix theory and implications for learning", JMLR 22 (2021) 165 (https://arxiv.org/abs/1810.01075), §4:
@@ -17,8 +17,11 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
+import numpy as np
+
 from esdmon.calls import explain_wrong_calls
 from esdmon.spectrum.bulk import CLEAN_KS, MAX_BULK_KS, MAX_SPIKE_SHARE, largest_bulk_ks
+from esdmon.spectrum.spectrum import Spectrum
 
 CRITICAL = 2.0
 """Alpha of the critical tail (SETOL)."""
@@ -211,6 +214,36 @@ class Evidence(NamedTuple):
     def few_beside(self) -> int:
         """Return the largest number of spikes near the edge at which the others count as separate from the bulk."""
         return max(1, int(self.limits.near_edge_share * self.spikes))
+
+
+def is_collapsed(spectrum: Spectrum, limits: PhaseThresholds) -> bool:
+    """Return True if enough eigenvalues are zero, with a gap to the rest; a very heavy tail has no such gap.
+
+    Zeros do not count if noise with the scales of the layer has about as many, since rows may differ by factors of a
+    thousand. The layer may have more by the share that a full rank may lack, or by the KS·M of a clean bulk.
+    """
+    size = spectrum.eigenvalues.size
+    if spectrum.rank >= limits.min_rank * size or gap_of_zeros(spectrum) >= limits.zero_gap:
+        return False
+    noise = spectrum.scaled_noise if spectrum.noise_bulk is not None else None
+    return noise is None or noise.rank - spectrum.rank > max((1 - limits.min_rank) * size, limits.random_ks)
+
+
+def gap_of_zeros(spectrum: Spectrum) -> float:
+    """Return the median of the zero eigenvalues over that of the others; 0 if none is zero."""
+    zeros, others = np.split(spectrum.eigenvalues, [spectrum.eigenvalues.size - spectrum.rank])
+    return float(np.median(zeros)) / float(np.median(others)) if zeros.size else 0.0
+
+
+def dead_share(spectrum: Spectrum) -> float:
+    """Return the share of rows, or of columns if it is larger, that were dead and dropped; 0 if it is not known."""
+    elements = spectrum.elements
+    if elements is None:
+        return 0.0
+    # If it is not known which side of W is the longer one, the smaller share is used.
+    rows, columns = elements.rows or spectrum.n, elements.columns or spectrum.n
+    dead_rows, dead_columns = elements.zero_rows, elements.zero_columns
+    return max(dead_rows / (dead_rows + rows), dead_columns / (dead_columns + columns))
 
 
 def has_left_bulk(phase: Phase, *, xmin: float, edge: float, soft_rank: float, share: float) -> bool:

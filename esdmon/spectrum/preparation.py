@@ -16,7 +16,7 @@ from esdmon.spectrum.decomposition import Facts
 from esdmon.spectrum.elements import Elements, TrapElements
 from esdmon.spectrum.hu2025 import window_starts
 from esdmon.spectrum.lapack import ArrayStack
-from esdmon.spectrum.margins import Array, Bools, Margins, Sides, equalise, gathered_blocks
+from esdmon.spectrum.margins import Array, Margins, Sides, equalise, gathered_blocks
 from esdmon.spectrum.spectrum import PRODUCTS
 from esdmon.spectrum.traps import parts_of_trap
 
@@ -44,49 +44,46 @@ class Weight:
     """Smallest number of eigenvalues of a weight that is read."""
 
 
-def prepare(whole: Array, weight: Weight) -> tuple[ArrayStack, Facts]:
+def prepare(stack: Array, weight: Weight) -> tuple[ArrayStack, Facts]:
     """Return the arguments of `spectrum_of`.
 
     Args:
-        whole: the stack (slices, rows, columns), of float32 or float64.
+        stack: (slices, rows, columns), of float32 or float64.
         weight: properties of the weight.
 
     Raises:
         UnreadableError: if the weight contains NaN or infinities, only zeros, or too few eigenvalues.
     """
-    sums = sum_up(whole)
+    sums = sum_up(stack)
     largest = check_extremes(
-        sums.minimum, sums.maximum, size=whole.size, count_bad=lambda: int(np.sum(~np.isfinite(whole)))
+        sums.minimum, sums.maximum, size=stack.size, count_bad=lambda: int(np.sum(~np.isfinite(stack)))
     )
-    check_zero(largest, whole.shape, weight.least)
-    extremes, scale = (sums.minimum, sums.maximum), safe_scale(largest, is_double=whole.dtype == np.float64)
+    check_zero(largest, stack.shape, weight.least)
+    minimum, maximum, scale = sums.minimum, sums.maximum, safe_scale(largest, is_double=stack.dtype == np.float64)
     if scale != 1:
-        whole = whole / whole.dtype.type(scale)
-        sums = sum_up(whole)
-    slices, is_product = sums.margins.alive_slices(whole.shape), weight.view in PRODUCTS
+        stack = stack / stack.dtype.type(scale)
+        sums = sum_up(stack)
+    slices, is_product = sums.margins.alive_slices(stack.shape), weight.view in PRODUCTS
     if not (is_product or slices.all()):
-        whole = whole[slices]
-        sums = sum_up(whole)
-    dead_slices = slices.size - whole.shape[0]
-    stack, margins = whole, sums.margins
-    rows, columns = margins.alive()
-    if is_product:  # the rows of the matrix that represents a product are not units of a layer
-        rows, columns = np.ones_like(rows), np.ones_like(columns)
-    if not (rows.all() and columns.all()):
-        stack, margins = _drop(stack, rows, columns), margins.keep(rows, columns)
-    weak = margins.weak() if stack.size else (0, 0)
+        stack = stack[slices]
+        sums = sum_up(stack)
+    whole, margins, dead_rows, dead_columns = stack, sums.margins, 0, 0
+    if not is_product:  # the rows of the matrix that represents a product are not units of a layer
+        stack, margins, dead_rows, dead_columns = _drop_dead(stack, margins)
+    weak_rows, weak_columns = margins.weak() if stack.size else (0, 0)
     elements = Elements(
         sums.mean * scale,
         sums.variance * scale**2,
-        *extremes,
-        zero_rows=int(np.sum(~rows)),
-        zero_columns=int(np.sum(~columns)),
+        minimum,
+        maximum,
+        zero_rows=dead_rows,
+        zero_columns=dead_columns,
         zeros=stack.size - int(np.count_nonzero(stack)) if sums.may_have_zeros else 0,
         rows=stack.shape[1],
         columns=stack.shape[2],
-        weak_rows=weak[0],
-        weak_columns=weak[1],
-        zero_slices=dead_slices,
+        weak_rows=weak_rows,
+        weak_columns=weak_columns,
+        zero_slices=slices.size - whole.shape[0],
         slices=stack.shape[0],
     )
     check_size(stack.shape, weight.least, elements)
@@ -198,9 +195,15 @@ def shuffled_order(size: int) -> NDArray[np.int64]:
     return np.random.default_rng(_SEED).permutation(size)
 
 
-def _drop(stack: Array, rows: Bools, columns: Bools) -> Array:
-    stack = stack if rows.all() else stack[:, rows]
-    return stack if columns.all() else stack[:, :, columns]
+def _drop_dead(stack: Array, margins: Margins) -> tuple[Array, Margins, int, int]:
+    """Remove rows and columns that are dead in all slices; return the rest, its margins and the numbers removed."""
+    rows, columns = margins.alive()
+    dead_rows, dead_columns = int(np.sum(~rows)), int(np.sum(~columns))
+    if dead_rows:
+        stack = stack[:, rows]
+    if dead_columns:
+        stack = stack[:, :, columns]
+    return stack, margins.keep(rows, columns) if dead_rows or dead_columns else margins, dead_rows, dead_columns
 
 
 def _trap_elements(stack: Array, elements: Elements, shape: tuple[int, int], scale: float) -> TrapElements | None:

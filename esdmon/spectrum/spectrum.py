@@ -45,7 +45,7 @@ class Spectrum:
     shape: tuple[int, int]
     """(N, M) of a slice, N >= M, without zero rows and columns."""
     elements: Elements | None = None
-    """Statistics of the elements of W; None if they are not known."""
+    """Statistics of the elements of W; None if they are not known: then measures that need them are NaN."""
     dtype: str = "float32"
     """Type in which the weight is stored; its precision sets the zero tolerance."""
     view: str = "weight"
@@ -104,20 +104,8 @@ class Spectrum:
     ) -> "Spectrum":
         """Create a spectrum from the eigenvalues of X = WᵀW/N.
 
-        Args:
-            eigenvalues: (M,) or (slices, M), in any order; ascending if vectors are given.
-            shape: (N, M) of a slice, N >= M >= 1.
-            elements: statistics of the elements of W; without them, measures that need them are NaN.
-            dtype: type in which the weight is stored; sets the zero tolerance.
-            view: the matrix that was read.
-            kind: kind of layer.
-            precision: type in which the eigenvalues were computed.
-            from_gram: True for eigenvalues of a computed WᵀW, False for squares of singular values.
-            vectors: (slices, M, M), right singular vectors as columns.
-            shuffled: (slices, M), eigenvalues after shuffling the elements of W.
-            equalised: (slices, M), eigenvalues after scaling rows and columns of W to equal mean squares.
-            windows: (windows, M), eigenvalues of square windows of W.
-            scales: scales of rows and columns.
+        `eigenvalues` are (M,) or (slices, M), in any order, but ascending if `vectors` are given. The other arguments
+        are the fields of these names.
 
         Raises:
             ValueError: if the shape is not (N, M) with N >= M >= 1, if a slice does not have M eigenvalues, or if an
