@@ -154,14 +154,6 @@ def is_optimizer_name(name: str) -> bool:
     return not _MOMENTS.isdisjoint(parts) or any(_OPTIMIZER_PART.fullmatch(part) for part in parts[:-1])
 
 
-def objects_with_tensors(content: object) -> str:
-    """Return the class of the first object with tensors in a tree; empty without one."""
-    for value in everything(content):
-        if isinstance(value, Call) and any(map(is_tensor, everything([value.state, value.items, value.arguments]))):
-            return value.name
-    return ""
-
-
 def settings_of(content: object) -> dict[str, str]:
     """Return the settings of `config.json` for the model that a training state names, such as `arch` of timm."""
     name = content.get("arch") if isinstance(content, Mapping) else None
