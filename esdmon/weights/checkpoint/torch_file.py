@@ -53,7 +53,7 @@ Places = dict[str, tuple[int, int]]
 
 @final
 class _Storages:
-    """The blocks of numbers in a file, which is opened for each block that is read."""
+    """Reads the storages in a file, which is opened for each reading."""
 
     def __init__(self, open_file: Open, places: Places) -> None:
         self._open_file = open_file
