@@ -16,7 +16,7 @@ from esdmon.errors import UnreadableError
 from esdmon.weights.layers.lora import adalora_scale, factors_of_experts, low_rank
 from esdmon.weights.layers.plain_lora import FACTORS, are_factors
 from esdmon.weights.state.adapter_settings import adapter_rank, adapter_scale, target_parameters
-from esdmon.weights.state.tensors import Entry, State, computed_entry, unread_entry
+from esdmon.weights.state.entries import Entry, State, computed_entry, unread_entry
 
 _FIRST = re.compile(
     r"(?P<layer>.+?)[._](?P<first>lora_[Aa]|lora_embedding_A|lora_down|lora\.down|lora_linear_layer\.down)"

@@ -16,7 +16,7 @@ from torch import Tensor
 from esdmon.errors import UnreadableError
 from esdmon.weights.non_weights import FLOAT8
 from esdmon.weights.state.codes import BITS, powers_of_two, unpack_columns, unpack_fp4
-from esdmon.weights.state.tensors import Entry, State, computed_entry, unread_entry
+from esdmon.weights.state.entries import Entry, State, computed_entry, unread_entry
 
 _LAST = "weight_packed"
 _BESIDE = {_LAST: "weight_scale", "compressed": "bitmask"}

@@ -21,11 +21,12 @@ from esdmon.weights.state.adapters import adapter_entries
 from esdmon.weights.state.blocks import entries_of_blocks
 from esdmon.weights.state.compressed import entries_of_compressed_tensors
 from esdmon.weights.state.computed import computed_entries
+from esdmon.weights.state.entries import Entry, State, plain_entry, shape_of
 from esdmon.weights.state.layouts import Part, parts_of
 from esdmon.weights.state.packed import packed_entries
 from esdmon.weights.state.packed_by_torch import entries_packed_by_torch
-from esdmon.weights.state.renamed import expert_entries, name_in_module
-from esdmon.weights.state.tensors import Entry, State, open_state, plain_entry, shape_of
+from esdmon.weights.state.renamed import expert_entries
+from esdmon.weights.state.tensors import open_state
 from esdmon.weights.validation import why_unreadable
 
 _RELATIVE_BIAS = re.compile(r"(^|[._])(rel|relative|pos)_(\w+_)?bias$")
@@ -38,7 +39,7 @@ def find_in_state(weights: Mapping[str, Any]) -> Found:
     Raises:
         InputError: for a value that is not a tensor.
     """
-    state = open_state(weights, name_in_module)
+    state = open_state(weights)
     aliases = _aliases(state)
     found = Found(parameters={name: state.outlines[name] for name in aliases})
     entries = list(_in_order(state, aliases))
