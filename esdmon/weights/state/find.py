@@ -54,7 +54,8 @@ def find_in_state(weights: Mapping[str, Any]) -> Found:
         on_request = EMBEDDING if _is_embedding(entry, shapes) else ""
         for part in parts:
             name, *others = (_name_of(each, part) for each in names)
-            name = name if name not in shown else f"{name}.weight"
+            while name in shown:
+                name += ".weight"
             shown.add(name)
             matrix = Matrix(
                 name, entry.read, part.to_stack, on_request=on_request, view=entry.view, aliases=tuple(others)
