@@ -194,10 +194,7 @@ def _joined(events: Iterable[tuple[replay.Run, Report | Alert]]) -> list[tuple[l
         if not reports:
             continue
         key = part.run or part
-        if key in runs:
-            runs[key] = _continued(*runs[key], reports, alerts)
-        else:
-            runs[key] = (reports, alerts)
+        runs[key] = _continued(*runs[key], reports, alerts) if key in runs else (reports, alerts)
     return list(runs.values())
 
 

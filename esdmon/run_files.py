@@ -41,7 +41,7 @@ def _what_to_pass(folder: Path) -> str:
     others = sorted(str(path) for path in (*folder.glob("*.jsonl"), *folder.glob("*.jsonl.gz")))
     if others:
         return f"Pass the file itself if a run of esdmon wrote it: {named(others)}."
-    if any(file for below in _EVENT_FILES for file in folder.glob(below)):
+    if any(any(folder.glob(pattern)) for pattern in _EVENT_FILES):
         return (
             f"It has event files of TensorBoard: `tensorboard --logdir {folder}` shows them. For a JSONL beside them, "
             "add one to sinks= of the next run: ['auto', 'jsonl:runs/a/esdmon.jsonl'] in a Trainer."

@@ -51,7 +51,7 @@ def find_models(content: object) -> tuple[dict[str, Call], Leaves]:
         content: dictionaries and lists, with descriptions of tensors and other values of any type.
 
     Raises:
-        InputError: if two tensors would get the same name.
+        InputError: if two tensors or two modules would get the same name.
     """
     leaves = list(_leaves(content, is_tensor, _inside))
     if _has_state_dict(leaves):
@@ -72,7 +72,7 @@ def find_models(content: object) -> tuple[dict[str, Call], Leaves]:
 
 
 def _without_attribute(leaves: Sequence[tuple[Path, Any]]) -> list[tuple[Path, Any]]:
-    """Return leaves without `model.` where all names of one dictionary begin so, as those of a module of Lightning.
+    """Return leaves without the prefix `model.` in dictionaries whose names all have it, as in Lightning's checkpoints.
 
     A callback may keep the average of the model, or the model beside its average, in a dictionary of its own.
     """
@@ -88,13 +88,20 @@ def _named_modules(content: object) -> dict[str, Call]:
 
     There are none if a module contains packed parameters of torch's quantisation, which are not among its parameters
     and would be missing.
+
+    Raises:
+        InputError: if two modules would get the same name.
     """
     inside = _modules(content)
     main = _container_of([(*path, "") for path, _ in inside])
     if len(inside) == 1 and all(map(str.isdecimal, inside[0][0])):
         main = inside[0][0]  # the only one in a list, or among the arguments of a function
-    ordered = sorted(inside, key=lambda each: each[0] != main)
-    found = {"" if path == main else ".".join(path): module for path, module in ordered}
+    found: dict[str, Call] = {}
+    for path, module in sorted(inside, key=lambda each: each[0] != main):
+        name = "" if path == main else ".".join(path)
+        if name in found:
+            raise InputError(f"contains two modules named {name!r}")
+        found[name] = module
     return {} if has_call(list(found.values()), _PACKED) else found
 
 
@@ -152,14 +159,6 @@ def is_optimizer_name(name: str) -> bool:
     """Return whether a flat name belongs to an optimizer's state, such as `optim.state.0.exp_avg`."""
     parts = re.split(r"[./]", name)
     return not _MOMENTS.isdisjoint(parts) or any(_OPTIMIZER_PART.fullmatch(part) for part in parts[:-1])
-
-
-def objects_with_tensors(content: object) -> str:
-    """Return the class of the first object with tensors in a tree; empty without one."""
-    for value in everything(content):
-        if isinstance(value, Call) and any(map(is_tensor, everything([value.state, value.items, value.arguments]))):
-            return value.name
-    return ""
 
 
 def settings_of(content: object) -> dict[str, str]:

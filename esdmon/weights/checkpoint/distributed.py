@@ -131,25 +131,20 @@ def _with_layers_apart(found: Mapping[str, _Entry]) -> dict[str, _Entry]:
 
     All parameters of such layers have a first side of one size; those of a norm, which are vectors, have two sides.
     """
+    layers_of = {name: match["layers"] for name in found if (match := _STACKED.fullmatch(name))}
     groups: defaultdict[str, list[str]] = defaultdict(list)
-    for name in found:
-        if match := _STACKED.fullmatch(name):
-            groups[match["layers"]].append(name)
-    stacked = {
-        layers: names for layers, names in groups.items() if _are_stacked({each: found[each].shape for each in names})
-    }
+    for name, layers in layers_of.items():
+        groups[layers].append(name)
+    stacked = {layers for layers, names in groups.items() if _are_stacked({name: found[name].shape for name in names})}
     apart: dict[str, _Entry] = {}
     for name, entry in found.items():
-        match = _STACKED.fullmatch(name)
-        names = stacked.get(match["layers"]) if match else None
-        if match is None or names is None:
+        layers = layers_of.get(name, "")
+        if layers not in stacked:
             apart[name] = entry
-        elif name == names[0]:
-            for layer in range(entry.shape[0]):
-                apart |= {
-                    f"{match['layers']}.{layer}{each.removeprefix(match['layers'])}": _layer_of(found[each], layer)
-                    for each in names
-                }
+        elif name == groups[layers][0]:
+            for number in range(entry.shape[0]):
+                for each in groups[layers]:
+                    apart[f"{layers}.{number}{each.removeprefix(layers)}"] = _layer_of(found[each], number)
     return apart
 
 

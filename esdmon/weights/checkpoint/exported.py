@@ -40,7 +40,7 @@ def tables_in(names: Iterable[str]) -> dict[str, str]:
     return {match[2]: match[0] for name in names if (match := _TABLE.fullmatch(name))}
 
 
-def read_tables(archive: ZipFile, tables: Mapping[str, str], sizes: Mapping[str, int]) -> dict[str, Any]:
+def read_tables(archive: ZipFile, tables: Mapping[str, str], sizes: Mapping[str, int]) -> Mapping[str, Any]:
     """Return the tensors of a program by name; if it has several models, by model and name.
 
     Args:
@@ -51,16 +51,15 @@ def read_tables(archive: ZipFile, tables: Mapping[str, str], sizes: Mapping[str,
     Raises:
         PickleError: for a table that is damaged.
     """
+    models: dict[str, dict[str, AnyStored]] = {}
     try:
-        models = {model: _read_table(json.loads(archive.read(table)), sizes) for model, table in tables.items()}
+        for model, table in tables.items():
+            entries = json.loads(archive.read(table))["config"]
+            models[model] = {name: _stored(entry, sizes) for name, entry in entries.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         msg = f"a table of weights in it is damaged: {error}"
         raise PickleError(msg) from error
     return models if len(models) > 1 else next(iter(models.values()))
-
-
-def _read_table(table: Any, sizes: Mapping[str, int]) -> dict[str, AnyStored]:
-    return {name: _stored(entry, sizes) for name, entry in table["config"].items()}
 
 
 def _stored(entry: Mapping[str, Any], sizes: Mapping[str, int]) -> AnyStored:

@@ -15,6 +15,7 @@ from esdmon.records.text import named
 from esdmon.weights.checkpoint import deepspeed, distributed
 from esdmon.weights.checkpoint.containers import is_optimizer_name
 from esdmon.weights.checkpoint.formats import (
+    INDEX_SUFFIX,
     NOT_WEIGHTS,
     open_file,
     opener_of,
@@ -31,9 +32,7 @@ _STEMS = (
     *("model", "pytorch_model", "adapter_model", "diffusion_pytorch_model", "pytorch_lora_weights"),
     *("open_clip_model", "open_clip_pytorch_model"),
 )
-_SUFFIXES = (".safetensors", ".bin")
-_WEIGHTS = tuple(f"{stem}{suffix}" for suffix in _SUFFIXES for stem in _STEMS)
-"""Files that hold all tensors of a folder, the preferred ones first."""
+_SUFFIXES = (".safetensors", ".bin")  # the preferred one first
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{4,6})-of-(?P<count>\d{4,6})(?P<rest>\..+)")
 _INDEX = re.compile(r".+\.index(\.\w+)?\.json")
 _CONFIGS = ("adapter_config.json", "config.json", "open_clip_config.json")
@@ -41,6 +40,7 @@ _PIPELINE = "model_index.json"
 _OF_PEFT = "base_model.model."
 _FSDP_MODEL = re.compile(r"pytorch_model_fsdp_(?P<number>\d+)")
 _MEGATRON_LATEST = "latest_checkpointed_iteration.txt"
+_LONGEST_NAME = 256  # bytes of a file that names the last checkpoint; our choice
 _MEGATRON_RANK = re.compile(r"mp_rank_\d+(_\d+)*")
 _Parts = dict[str, tuple[Checkpoint, str]]
 
@@ -102,8 +102,9 @@ def _open_standard(folder: Path, files: Sequence[str]) -> Checkpoint:
     """Open the weights under their usual names, in one format; other formats of the same model are ignored."""
     indexes = [name for name in files if _INDEX.fullmatch(name)]
     for suffix in _SUFFIXES:
-        usual_indexes = [name for name in indexes if name in {f"{stem}{suffix}.index.json" for stem in _STEMS}]
-        wholes = [name for name in files if name in _WEIGHTS and name.endswith(suffix)]
+        usual = {f"{stem}{suffix}" for stem in _STEMS}
+        wholes = [name for name in files if name in usual]
+        usual_indexes = [name for name in indexes if name.removesuffix(INDEX_SUFFIX) in usual]
         if len(wholes) + len(usual_indexes) > 1:
             raise InputError(_too_many(folder, [*wholes, *usual_indexes]))
         if usual_indexes:
@@ -127,8 +128,9 @@ def _open_with_siblings(folder: Path, name: str, files: Sequence[str]) -> Checkp
 def _open_others(folder: Path, files: Sequence[str]) -> Checkpoint:
     """Open shards that are numbered in their names, or the only file of weights."""
     candidates = _candidates(folder, files)
-    if candidates:
-        check_whole(folder / candidates[0])
+    if not candidates:
+        return _open_inside(folder)
+    check_whole(folder / candidates[0])
     shards = _shards_of(candidates)
     if len(shards) > 1:
         sets = [f"{stem}-…-of-{count}{rest}" for stem, count, rest in shards]
@@ -144,12 +146,10 @@ def _open_others(folder: Path, files: Sequence[str]) -> Checkpoint:
             if not inside:
                 raise
             raise InputError(f"{error}. Or pass a folder in {folder}, such as {inside}") from error
-    if candidates:
-        ends = [next(filter(partial(_may_be_model, folder), each), "") for each in (candidates, candidates[::-1])]
-        if ends[0] != ends[1]:
-            raise InputError(_too_many(folder, candidates, *ends))
-        return _open_one(folder / (ends[0] or candidates[0]))
-    return _open_inside(folder)
+    first, last = (next(filter(partial(_may_be_model, folder), each), "") for each in (candidates, candidates[::-1]))
+    if first != last:
+        raise InputError(_too_many(folder, candidates, first, last))
+    return _open_one(folder / (first or candidates[0]))
 
 
 def _candidates(folder: Path, files: Sequence[str]) -> list[str]:
@@ -227,11 +227,10 @@ def _open_shards(folder: Path, names: Mapping[int, str], count: int) -> Checkpoi
 
 def _open_pipeline(folder: Path) -> Checkpoint:
     """Open the components of a pipeline of diffusers, each under the name of its folder."""
-    components = [name for name in read_json(folder / _PIPELINE) if (folder / name).is_dir()]
     found: dict[str, Checkpoint] = {}
-    for name in sorted({*components, *(path.name for path in folder.iterdir() if path.is_dir())}):
-        if any(path.is_file() and path.name.endswith(_SUFFIXES) for path in (folder / name).iterdir()):
-            found[name] = open_folder(folder / name)
+    for inside in sorted(path for path in folder.iterdir() if path.is_dir()):
+        if any(path.is_file() and path.name.endswith(_SUFFIXES) for path in inside.iterdir()):
+            found[inside.name] = open_folder(inside)
     if not found:
         raise InputError(f"{folder} is a pipeline of diffusers, and none of its components contains weights")
     return _join_apart(found)
@@ -262,27 +261,30 @@ def _open_modules(folder: Path) -> Checkpoint | None:
 
 def _open_deepspeed(folder: Path, files: Sequence[str]) -> Checkpoint:
     """Open a checkpoint of DeepSpeed, from its folder, or from the parent folder whose file `latest` names it."""
-    latest = folder / "latest"
-    if "latest" in files and latest.stat().st_size < 256:
-        inside = folder / latest.read_text(encoding="utf-8", errors="replace").strip()
-        if inside.parent == folder and inside.is_dir():
-            return open_folder(inside)
+    name = _latest(folder / "latest")
+    if name and (folder / name).is_dir():
+        return open_folder(folder / name)
     return deepspeed.open_states(folder, files) if deepspeed.has_states(files) else _open_standard(folder, files)
+
+
+def _latest(file: Path) -> str:
+    """Return the name of the last checkpoint that a file beside it has; empty for a path, and without such a file."""
+    if not file.is_file() or file.stat().st_size >= _LONGEST_NAME:
+        return ""
+    path = PurePosixPath(file.read_text(encoding="utf-8", errors="replace").strip())
+    return path.name if len(path.parts) == 1 and path.name != ".." else ""
 
 
 def _open_megatron(folder: Path, files: Sequence[str]) -> Checkpoint:
     """Open a checkpoint of Megatron: the folder of a rank, of an iteration, or of all, where a file names the last."""
-    latest = folder / _MEGATRON_LATEST
-    if _MEGATRON_LATEST in files and latest.stat().st_size < 256:
-        name = latest.read_text(encoding="utf-8", errors="replace").strip()
-        inside = folder / (f"iter_{int(name):07d}" if name.isdecimal() else name)
-        if inside.parent == folder and inside.is_dir():
-            return open_folder(inside)
-        if inside.parent == folder and not _megatron_ranks(folder):
-            raise InputError(
-                f"{folder} is incomplete: {_MEGATRON_LATEST} names {inside.name}, which does not exist"
-                f"{hint_for(folder)}"
-            )
+    name = _latest(folder / _MEGATRON_LATEST)
+    name = f"iter_{int(name):07d}" if name.isdecimal() else name
+    if name and (folder / name).is_dir():
+        return open_folder(folder / name)
+    if name and not _megatron_ranks(folder):
+        raise InputError(
+            f"{folder} is incomplete: {_MEGATRON_LATEST} names {name}, which does not exist{hint_for(folder)}"
+        )
     ranks = _megatron_ranks(folder.parent if MEGATRON_FILE in files else folder)
     if len(ranks) > 1:
         raise InputError(

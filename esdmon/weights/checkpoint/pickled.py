@@ -47,7 +47,7 @@ Builders = Mapping[str, Callable[..., Any]]
 
 
 def parse(file: BinaryIO, builders: Builders, load_persistent: Callable[[Any], Any] | None = None) -> Any:
-    """Return the content of one pickle, and leave the file behind its end.
+    """Return the content of one pickle; the position in the file is then behind its end.
 
     Args:
         file: an open file, at the start of a pickle.

@@ -39,7 +39,7 @@ _DTYPES = {
 
 
 def open_safetensors(path: Path) -> Checkpoint:
-    """Open a `.safetensors` file. Its tensors are sorted as people count, since the format keeps no order.
+    """Open a `.safetensors` file. The format keeps no order: its tensors are sorted by name, numbers as numbers.
 
     Raises:
         InputError: for a damaged file, or where the package safetensors is missing.

@@ -18,16 +18,10 @@ from torch import Tensor
 
 from esdmon.errors import InputError, NoWeightsError, UnreadableError
 from esdmon.weights.checkpoint import exported
-from esdmon.weights.checkpoint.containers import (
-    find_models,
-    has_call,
-    has_optimizer,
-    is_script,
-    objects_with_tensors,
-    settings_of,
-)
+from esdmon.weights.checkpoint.containers import find_models, settings_of
 from esdmon.weights.checkpoint.mapping import Checkpoint, checkpoint_of, join_checkpoints
-from esdmon.weights.checkpoint.pickled import Call, CodeError, Global, PickleError, everything, parse
+from esdmon.weights.checkpoint.no_weights import refusal, why_nothing
+from esdmon.weights.checkpoint.pickled import CodeError, Global, PickleError, everything, parse
 from esdmon.weights.checkpoint.ranks import check_arguments
 from esdmon.weights.checkpoint.stored import (
     BUILDERS,
@@ -52,7 +46,6 @@ _OTHER_ARCHIVES = {
     ): "a program of torch with its weights in compiled code. Save the model's state_dict()",
     re.compile(r".+\.(pt|pth|ckpt|bin|safetensors)$"): "a zip archive with files of weights in it: unpack it first",
 }
-_NUMPY = re.compile(r"numpy\.(_core|core)\.(multiarray\._reconstruct|numeric\._frombuffer)")
 Open = Callable[[], AbstractContextManager[BinaryIO]]
 Places = dict[str, tuple[int, int]]
 """Key of a storage -> (first byte in the file, number of bytes)."""
@@ -60,7 +53,7 @@ Places = dict[str, tuple[int, int]]
 
 @final
 class _Storages:
-    """The blocks of numbers in a file, which is opened for each block that is read."""
+    """Reads the storages in a file, which is opened for each reading."""
 
     def __init__(self, open_file: Open, places: Places) -> None:
         self._open_file = open_file
@@ -206,7 +199,7 @@ def _as_checkpoint(path: Path, content: object, read_bytes: ReadBytes, read_shar
     if modules:
         return checkpoint_of(rebuild(modules, load_or_outline))
     if not found:
-        raise NoWeightsError(_why_nothing(content))
+        raise NoWeightsError(why_nothing(content))
     unreadable = {name: tensor.reason for name, tensor in found.items() if isinstance(tensor, Unsupported)}
     return Checkpoint(outlines_of(found), read, unreadable=unreadable, config=settings_of(content))
 
@@ -216,7 +209,7 @@ def _clear_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except CodeError as error:
-        raise InputError(f"{path} {_refusal(str(error))}") from error
+        raise InputError(f"{path} {refusal(str(error))}") from error
     except InputError as error:
         kind = NoWeightsError if isinstance(error, NoWeightsError) else InputError
         raise kind(f"{path} {error}") from error
@@ -321,33 +314,3 @@ def _load_legacy(file: BinaryIO) -> tuple[Any, Places]:
             raise PickleError("a storage in it is truncated")
         file.seek(size, io.SEEK_CUR)
     return content, places
-
-
-def _refusal(name: str) -> str:
-    return (
-        f"is refused: it contains Python objects ({name}) besides named tensors, and loading those runs code. "
-        "Save the model's state_dict() alone"
-    )
-
-
-def _why_nothing(content: object) -> str:
-    if is_script(content):
-        return "is a program of TorchScript that is frozen, so that its weights have no names. Save its state_dict()"
-    owner = objects_with_tensors(content)
-    if owner:
-        return _refusal(owner)
-    if has_optimizer(content):
-        return "contains the state of an optimizer alone: pass the file with the model"
-    if isinstance(content, Call) and isinstance(content.state, dict):
-        return f"contains an object ({content.name}) without tensors. Its weights are in another file"
-    if has_call(content, _NUMPY):
-        return "contains arrays of numpy in the place of tensors: convert them with torch.from_numpy"
-    return f"contains no named tensors{_kind(content)}"
-
-
-def _kind(content: object) -> str:
-    """Return what is in a file in the place of tensors."""
-    if isinstance(content, dict) and content:
-        return f"; its keys are {', '.join(str(key)[:40] for key in list(content)[:8])}"
-    kinds: dict[type, str] = {dict: ", but an empty dict", list: ", but a list", tuple: ", but a tuple"}
-    return f"{kinds.get(type(content), '')}. Save the state_dict() of a model"

@@ -1,7 +1,7 @@
 """List the other files in a folder of weights: the weights that were not read, and hints if nothing can be read."""
 
 import re
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -24,18 +24,15 @@ def unread_beside(files: Iterable[Path], folder: Path) -> list[str]:
         weights of which none was read.
     """
     read = set(files)
+    # Beside an index are other data than tensors.
+    read |= {index.with_name(name) for index in read if index.name == distributed.INDEX for name in distributed.BESIDE}
     places = {folder, *(file.parent for file in read)}
     with suppress(OSError):  # a folder cannot be listed
-        all_beside = [path for place in places for path in place.iterdir() if is_weights(path) and path not in read]
-        beside = [path for path in all_beside if path.name == distributed.INDEX or opener_of(path)]
-        beside = [path for path in beside if not _is_of_index(path, read)]
+        beside = [path for place in places for path in place.iterdir() if is_weights(path) and path not in read]
+        beside = [path for path in beside if path.name == distributed.INDEX or opener_of(path)]
         inside = [path for path in _folders_with_weights(folder) if path not in places]
         return sorted((str(path.relative_to(folder)) for path in (*inside, *beside)), key=natural_key)
     return []
-
-
-def _is_of_index(path: Path, read: Container[Path]) -> bool:
-    return path.name in distributed.BESIDE and path.parent / distributed.INDEX in read
 
 
 def hint_for(folder: Path) -> str:

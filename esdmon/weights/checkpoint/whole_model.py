@@ -68,7 +68,7 @@ def is_module(value: object) -> bool:
 
 
 def weights_of(module: Call) -> Iterator[TensorDescription]:
-    """Iterate over the descriptions of all parameters of a module and those inside, also where only code finds them."""
+    """Iterate over all parameters of a module and those inside, with those that only the code of a class can find."""
     waiting, seen = [module], set[int]()
     while waiting:
         part = waiting.pop()

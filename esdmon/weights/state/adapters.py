@@ -7,7 +7,7 @@ have a number `alpha` for each layer, and s = alpha/r.
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from esdmon.errors import UnreadableError
 from esdmon.weights.layers.lora import adalora_scale, factors_of_experts, low_rank
 from esdmon.weights.layers.plain_lora import FACTORS, are_factors
 from esdmon.weights.state.adapter_settings import adapter_rank, adapter_scale, target_parameters
-from esdmon.weights.state.tensors import Entry, State, unread_entry
+from esdmon.weights.state.entries import Entry, State, computed_entry, unread_entry
 
 _FIRST = re.compile(
     r"(?P<layer>.+?)[._](?P<first>lora_[Aa]|lora_embedding_A|lora_down|lora\.down|lora_linear_layer\.down)"
@@ -86,14 +86,15 @@ def _adaptive_delta(state: State, name: str, parts: tuple[str, str, str]) -> Ent
     a, b = (state.outlines[part] for part in parts[:2])
     scale = _adaptive_scale(state)
 
-    def read() -> Tensor:
-        down, up, singular = (state.read(part).flatten(1) for part in parts)
+    def compute(*factors: Tensor) -> Tensor:
+        down, up, singular = (factor.flatten(1) for factor in factors)
         _check_factors(down, up)
         if singular.shape != (down.shape[0], 1):
             raise UnreadableError("skipped", f"it has {tuple(singular.shape)} singular values for rank {len(down)}")
         return low_rank(down * singular, up).mul(scale)
 
-    return Entry(name, _outline(a.numel() // max(1, a.shape[0]), a, b), read, parts, view="lora-delta")
+    outline = _outline(a.numel() // max(1, a.shape[0]), a, b)
+    return replace(computed_entry(state, name, parts, compute, outline=outline), view="lora-delta")
 
 
 def _adaptive_scale(state: State) -> float:
@@ -140,23 +141,24 @@ def _delta(state: State, name: str, target: _Target, factors: tuple[str, str]) -
     first, second = factors
     a, b = state.outlines[first], state.outlines[second]
     rank, layer = a.shape[0] // target.count, target.key
-    alpha = next((key for key in (f"{layer}.alpha", f"{layer}.lora.alpha") if key in state.outlines), None)
+    own_alpha = next((key for key in (f"{layer}.alpha", f"{layer}.lora.alpha") if key in state.outlines), None)
     middle = first.replace("lora_down", "lora_mid")
     kernel = state.shape(middle) if middle != first else None
-    parts = (first, second, *(() if kernel is None else (middle,)), *(() if alpha is None else (alpha,)))
     inputs = a.numel() // max(1, a.shape[0]) * math.prod((kernel or ())[2:])
 
-    def read() -> Tensor:
-        down, up = state.read(first).flatten(1), state.read(second).flatten(1)
+    def compute(down: Tensor, up: Tensor, between: Tensor | None, alpha: Tensor | None) -> Tensor:
+        down, up = down.flatten(1), up.flatten(1)
         _check_factors(down, up)
-        if kernel is not None:
-            if kernel[:2] != (rank, rank):
-                raise UnreadableError("skipped", f"its middle factor {tuple(kernel)} does not fit rank {rank}")
+        if between is not None:
+            if between.shape[:2] != (rank, rank):
+                raise UnreadableError("skipped", f"its middle factor {tuple(between.shape)} does not fit rank {rank}")
             # A convolution in three steps, 1 × 1, k × k among r channels, and 1 × 1: the first two are one.
-            down = torch.einsum("pq...,qi->pi...", state.read(middle), down).flatten(1)
-        scale = adapter_scale(state.config, layer, rank) if alpha is None else float(state.read(alpha)) / rank
+            down = torch.einsum("pq...,qi->pi...", between, down).flatten(1)
+        scale = adapter_scale(state.config, layer, rank) if alpha is None else float(alpha) / rank
         if target.count > 1:
             down, up = factors_of_experts(down, up, target.count)
         return low_rank(down, up).mul(scale)
 
-    return Entry(name, _outline(inputs, a, b, target.count), read, parts, view="lora-delta")
+    parts = (first, second, None if kernel is None else middle, own_alpha)
+    outline = _outline(inputs, a, b, target.count)
+    return replace(computed_entry(state, name, parts, compute, outline=outline), view="lora-delta")

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from esdmon.weights.state.codes import BITS, UNKNOWN, powers_of_two, unpack_columns, unpack_fp4
-from esdmon.weights.state.tensors import Entry, State, computed_entry, unread_entry
+from esdmon.weights.state.entries import Entry, State, computed_entry, unread_entry
 
 
 def entries_of_blocks(state: State) -> Iterator[Entry]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from esdmon.errors import UnreadableError
 from esdmon.weights.non_weights import FLOAT8
 from esdmon.weights.state.codes import BITS, powers_of_two, unpack_columns, unpack_fp4
-from esdmon.weights.state.tensors import Entry, State, computed_entry, unread_entry
+from esdmon.weights.state.entries import Entry, State, computed_entry, unread_entry
 
 _LAST = "weight_packed"
 _BESIDE = {_LAST: "weight_scale", "compressed": "bitmask"}
@@ -62,8 +62,8 @@ def _integers(state: State, prefix: str) -> Entry | None:
             offsets = unpack_columns(zeros.T.contiguous(), bits).T[: scales[0], group]
         return (codes - offsets).float() * scale.float()[:, group]
 
-    parts, outline = (packed, scale, zeros, order), torch.empty(shape, device="meta")
-    return computed_entry(state, f"{prefix}weight", parts, compute, outline=outline)
+    outline = torch.empty(shape, device="meta")
+    return computed_entry(state, f"{prefix}weight", (packed, scale, zeros, order), compute, outline=outline)
 
 
 def _whole_shape(state: State, name: str) -> tuple[int, ...]:
@@ -101,7 +101,8 @@ def _floats(state: State, prefix: str) -> Entry | None:
         factors = scale.float() / whole.float() if whole is not None else powers_of_two(scale)
         return unpack_fp4(packed) * factors.repeat_interleave(size, dim=1)
 
-    parts, outline = (packed, scale, None if is_exponent else whole), torch.empty(sides[0], columns, device="meta")
+    parts = (packed, scale, None if is_exponent else whole)
+    outline = torch.empty(sides[0], columns, device="meta")
     return computed_entry(state, f"{prefix}weight", parts, compute, outline=outline)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from esdmon.weights.state.tensors import Entry, State, computed_entry, unread_entry
+from esdmon.weights.state.entries import Entry, State, computed_entry, unread_entry
 
 _PARAMETRIZED = ".parametrizations."
 

@@ -1,7 +1,7 @@
 """Find the matrices of a state dict by names, shapes and neighbours, without reading a tensor of a checkpoint."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -21,11 +21,12 @@ from esdmon.weights.state.adapters import adapter_entries
 from esdmon.weights.state.blocks import entries_of_blocks
 from esdmon.weights.state.compressed import entries_of_compressed_tensors
 from esdmon.weights.state.computed import computed_entries
+from esdmon.weights.state.entries import Entry, State, plain_entry, shape_of
 from esdmon.weights.state.layouts import Part, parts_of
 from esdmon.weights.state.packed import packed_entries
 from esdmon.weights.state.packed_by_torch import entries_packed_by_torch
-from esdmon.weights.state.renamed import expert_entries, name_in_module
-from esdmon.weights.state.tensors import Entry, State, open_state, plain_entry, shape_of
+from esdmon.weights.state.renamed import expert_entries
+from esdmon.weights.state.tensors import open_state
 from esdmon.weights.validation import why_unreadable
 
 _RELATIVE_BIAS = re.compile(r"(^|[._])(rel|relative|pos)_(\w+_)?bias$")
@@ -38,7 +39,7 @@ def find_in_state(weights: Mapping[str, Any]) -> Found:
     Raises:
         InputError: for a value that is not a tensor.
     """
-    state = open_state(weights, name_in_module)
+    state = open_state(weights)
     aliases = _aliases(state)
     found = Found(parameters={name: state.outlines[name] for name in aliases})
     entries = list(_in_order(state, aliases))
@@ -49,12 +50,17 @@ def find_in_state(weights: Mapping[str, Any]) -> Found:
         if not parts:
             found.left_out |= {id(state.outlines[part]): why for part in entry.parts}
             continue
-        others = aliases.get(entry.parts[0], ()) if entry.is_plain else ()
+        names = (entry.name, *(aliases.get(entry.parts[0], ()) if entry.is_plain else ()))
         on_request = EMBEDDING if _is_embedding(entry, shapes) else ""
-        for matrix in _matrices(entry, parts, state, others, on_request):
-            name = matrix.name if matrix.name not in shown else f"{matrix.name}.weight"
+        for part in parts:
+            name, *others = (_name_of(each, part) for each in names)
+            while name in shown:
+                name += ".weight"
             shown.add(name)
-            found.matrices.append(checked(matrix if name == matrix.name else replace(matrix, name=name)))
+            matrix = Matrix(
+                name, entry.read, part.to_stack, on_request=on_request, view=entry.view, aliases=tuple(others)
+            )
+            found.matrices.append(checked(_with_outline(matrix, entry, state)))
     return found
 
 
@@ -97,31 +103,9 @@ def _parts(entry: Entry, state: State, shapes: Mapping[str, torch.Size]) -> tupl
     return parts, "" if parts else why or of_unknown_layout(entry.outline)
 
 
-def _matrices(
-    entry: Entry, parts: Sequence[Part], state: State, others: Sequence[str], on_request: str
-) -> Iterator[Matrix]:
-    """Yield a handle on each matrix of a parameter.
-
-    Args:
-        entry: the parameter.
-        parts: its matrices.
-        state: the state dict.
-        others: the other names of the parameter.
-        on_request: reason why it is read only on request; empty if it is read by default.
-    """
-    outlines = tuple(state.outlines[part] for part in entry.parts)
-    name = entry.name.removesuffix(".weight")
-    for part in parts:
-        end = f"/{part.label}" if part.label else ""
-        matrix = Matrix(
-            f"{name}{end}",
-            entry.read,
-            part.to_stack,
-            on_request=on_request,
-            view=entry.view,
-            aliases=tuple(f"{other.removesuffix('.weight')}{end}" for other in others),
-        )
-        yield _with_outline(matrix, entry, outlines, is_lazy=state.is_lazy)
+def _name_of(parameter: str, part: Part) -> str:
+    name = parameter.removesuffix(".weight")
+    return f"{name}/{part.label}" if part.label else name
 
 
 def _why_scales(name: str, shapes: Mapping[str, torch.Size]) -> str:
@@ -130,13 +114,15 @@ def _why_scales(name: str, shapes: Mapping[str, torch.Size]) -> str:
     return SCALES if name != path and name in shapes and shapes.get(f"{path}.bias") == shapes[name] else ""
 
 
-def _with_outline(matrix: Matrix, entry: Entry, outlines: tuple[Tensor, ...], *, is_lazy: bool) -> Matrix:
+def _with_outline(matrix: Matrix, entry: Entry, state: State) -> Matrix:
+    """Return a matrix that knows its size without being read, and why it cannot be read."""
+    outlines = tuple(state.outlines[part] for part in entry.parts)
     shard = shard_of(outlines[0])
     if shard is not None:
         return mark_unreadable(
             matrix, shard.reason or SHARDED, parameters=outlines, shape=matrix.size_for(outlines[0]).shape
         )
-    if is_lazy or not entry.is_plain:
+    if state.is_lazy or not entry.is_plain:
         matrix = replace(matrix, made_of=lambda: outlines, outline=lambda: entry.outline)
         reason = entry.unreadable or (why_unreadable(entry.outline) if entry.is_plain else "")
         if reason:

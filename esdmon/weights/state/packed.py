@@ -15,7 +15,7 @@ from torch import Tensor
 from esdmon.errors import UnreadableError
 from esdmon.weights.non_weights import FLOAT8
 from esdmon.weights.state.codes import BITS, UNKNOWN, powers_of_two, unpack_columns
-from esdmon.weights.state.tensors import Entry, State, computed_entry, unread_entry
+from esdmon.weights.state.entries import Entry, State, computed_entry, unread_entry
 
 _AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)  # place of each output in an int32 of 4-bit codes
 _NF4 = ".quant_state.bitsandbytes__"

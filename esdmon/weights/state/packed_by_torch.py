@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 
 from torch import Tensor
 
-from esdmon.weights.state.tensors import Entry, State, computed_entry
+from esdmon.weights.state.entries import Entry, State, computed_entry
 
 _LINEAR = re.compile(r"(?P<owner>.*?)_packed_params\._packed_params\.0")
 _CELL = re.compile(r"(?P<owner>.*?)_packed_(?P<name>weight_[ih]h)\.0\.0")

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from esdmon.weights.state.tensors import Entry, State, computed_entry
+from esdmon.weights.state.entries import Entry, State, computed_entry
 
 _FIRST_VERSION = 5
 _Names = tuple[tuple[str, str], ...]

@@ -309,6 +309,27 @@ def test_the_folders_of_a_cache_are_named_by_what_is_in_them(tmp_path: Path) -> 
     assert list(open_checkpoint(tmp_path / "snapshots" / "abc")) == ["a"]
 
 
+@pytest.mark.parametrize("component", ["../other", ".", "unet/../../other"])
+def test_the_components_of_a_pipeline_are_in_its_folder(component: str, tmp_path: Path) -> None:
+    """What its index names elsewhere is not read."""
+    names = ("run/model.safetensors", "run/unet/diffusion_pytorch_model.safetensors", "other/model.safetensors")
+    files(tmp_path, {name: {"a": w()} for name in names})
+    (tmp_path / "run" / "model_index.json").write_text(json.dumps({component: ["diffusers", "UNet2DModel"]}))
+    assert [*open_checkpoint(tmp_path / "run")] == ["unet.a"]
+
+
+@pytest.mark.parametrize("name", ["latest", "latest_checkpointed_iteration.txt"])
+@pytest.mark.parametrize("text", ["", ".", "..", "../run"])
+def test_the_file_that_names_the_last_checkpoint_names_none(
+    text: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that is empty, in the folder where the command runs: the weights beside it are read."""
+    folder = files(tmp_path / "run", {"model.safetensors": {"a": w()}})
+    (folder / name).write_text(text)
+    monkeypatch.chdir(folder)
+    assert [*open_checkpoint(".")] == [*open_checkpoint(folder)] == ["a"]
+
+
 def test_a_checkpoint_of_megatron_is_read_from_any_of_its_folders(tmp_path: Path) -> None:
     """Unless it is split over ranks; its file is called like an optimizer's."""
     rank = tmp_path / "iter_0000020" / "mp_rank_00"

@@ -157,6 +157,13 @@ def test_the_models_of_several_objects_are_read(count: int, tmp_path: Path) -> N
     assert len(esdmon.analyze(tmp_path / "agents.pkl", measures=MEASURES)) == 2 * count
 
 
+def test_two_modules_of_one_name_are_refused(tmp_path: Path) -> None:
+    """Else one of them would be missing, and nothing would say so."""
+    torch.save({"a.b": small(), "a": {"b": small()}, "c": small()}, tmp_path / "model.pt")
+    with pytest.raises(InputError, match=r"model\.pt contains two modules named 'a\.b'"):
+        esdmon.analyze(tmp_path / "model.pt", measures=MEASURES)
+
+
 class Packed(nn.Module):
     """A module with a parameter that is something else than a tensor in the pickle."""
 

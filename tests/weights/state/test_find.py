@@ -267,6 +267,13 @@ def test_a_configuration_says_how_heads_alternate(tmp_path: Path) -> None:
     assert [layer.name for layer in esdmon.analyze(tmp_path)] == [f"h.0.query_key_value/{part}" for part in "qkv"]
 
 
+@pytest.mark.parametrize("names", [("a.weight.weight", "a.weight", "a"), ("a", "a.weight", "a.weight.weight")])
+def test_each_matrix_has_a_name_of_its_own(names: tuple[str, ...]) -> None:
+    """Also where the shorter names of two are taken."""
+    matrices = discover({name: torch.randn(30, 20) for name in names}).matrices
+    assert len({matrix.name for matrix in matrices}) == len(matrices) == len(names)
+
+
 def test_two_names_that_differ_by_weight_are_both_read() -> None:
     """`proj`, a parameter, beside `proj.weight`, that of a layer."""
     report = esdmon.analyze({"proj": torch.randn(30, 20), "proj.weight": torch.randn(40, 20)})
