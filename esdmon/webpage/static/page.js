@@ -1,4 +1,4 @@
-// The page: what is wrong now, the map, the player, the lines, the alerts and the table; and how they hang together.
+// The page: what is wrong now, the map, the player, the lines, the alerts and the table; and what connects them.
 
 const MOST_LAYERS = 5; // with lines at once
 
