@@ -15,7 +15,7 @@ from typing import final
 from esdmon.alerts import AlertManager, AlertRule
 from esdmon.calls import explain_wrong_calls
 from esdmon.errors import InputError
-from esdmon.isolation import Fault, Faults
+from esdmon.isolation import Fault, Faults, describe
 from esdmon.records import SCHEMA, Alert, Coverage, LayerReport, Record, Report, Screened
 from esdmon.records.serialization import alert_from_record, layer_from_record
 from esdmon.records.shortening import Restorer
@@ -23,6 +23,13 @@ from esdmon.records.text import count
 from esdmon.run_files import KEYS, find_file, not_json, not_ours, nothing_read, unreadable
 
 _log = logging.getLogger("esdmon")
+_READ = {
+    "layer": "a valid reading of a layer",
+    "screened": "valid norms of a layer",
+    "summary": "a valid summary",
+    "alert": "a valid alert",
+}
+"""What a line of each kind is, in errors; lines of other kinds are skipped."""
 
 
 @dataclass(eq=False, slots=True)
@@ -143,21 +150,19 @@ class EventReader:
     def events(self, found: Iterable[Record]) -> Iterator[tuple[Run, Report | Alert]]:
         """Yield the reports and alerts of further records, each with its run."""
         for record in found:
-            self.lines[str(record["kind"])] += 1
-            if record["kind"] not in ("layer", "screened", "summary", "alert"):
+            kind = str(record["kind"])
+            self.lines[kind] += 1
+            if kind not in _READ:
                 continue
-            current = self._run_of(record)
-            if record["kind"] == "layer":
-                layer = _layer(record, self._path)
-                current.latest[layer.name] = layer.settle(current.latest.get(layer.name))
-            elif record["kind"] == "alert":
-                yield current, _alert(record, self._path)
-            elif record["kind"] == "screened":
-                screened = _screened(record, self._path)
-                current.screened[screened.name] = screened
-            else:
-                current.step = record["step"]
-                yield current, _report(record, current)
+            run = self._run_of(record)
+            try:
+                event = _take(record, run)
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
+                raise InputError(
+                    f"{self._path}: a line of step {record['step']} is not {_READ[kind]}: {describe(error)}"
+                ) from error
+            if event is not None:
+                yield run, event
 
     def _run_of(self, record: Record) -> Run:
         run_id = str(record.get("run"))
@@ -169,27 +174,20 @@ class EventReader:
         return known
 
 
-def _layer(record: Record, path: Path) -> LayerReport:
-    try:
-        return layer_from_record(record)
-    except (TypeError, ValueError, AttributeError) as error:
-        raise InputError(
-            f"{path}: a line of step {record['step']} is not a valid reading of a layer: {error}"
-        ) from error
-
-
-def _alert(record: Record, path: Path) -> Alert:
-    try:
+def _take(record: Record, run: Run) -> Report | Alert | None:
+    """Add a record to the state of its run, and return the report or the alert that it completes."""
+    if record["kind"] == "alert":
         return alert_from_record(record)
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: a line of step {record['step']} is not a valid alert: {error!r}") from error
-
-
-def _screened(record: Record, path: Path) -> Screened:
-    try:
-        return Screened.from_record(record)
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: a line of step {record['step']} is not valid norms of a layer: {error!r}") from error
+    if record["kind"] == "summary":
+        run.step = record["step"]
+        return _report(record, run)
+    if record["kind"] == "layer":
+        layer = layer_from_record(record)
+        run.latest[layer.name] = layer.settle(run.latest.get(layer.name))
+    else:
+        screened = Screened.from_record(record)
+        run.screened[screened.name] = screened
+    return None
 
 
 def _report(summary: Record, run: Run) -> Report:

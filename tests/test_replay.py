@@ -220,6 +220,12 @@ def test_alerts_as_json(run: tuple[Path, esdmon.Monitor, MemorySink], capsys: py
         ("{}\n", "it has no schema and no kind and no step; its keys are: none"),
         ('{"schema": 1, "kind": "summary", "step": null}\n', "step None is not a whole number"),
         ('{"schema": 1, "kind": "layer", "step": 1}\n', "a line of step 1 is not a valid reading of a layer"),
+        (
+            '{"schema": 1, "kind": "layer", "step": 1, "name": [], "status": "ok"}\n',
+            "a line of step 1 is not a valid reading of a layer: TypeError: unhashable",
+        ),
+        ('{"schema": 1, "kind": "screened", "step": 1}\n', "not valid norms of a layer: KeyError: 'frobenius_norm'"),
+        ('{"schema": 1, "kind": "summary", "step": 1, "still": 5}\n', "a line of step 1 is not a valid summary"),
         ('{"schema": 9, "kind": "summary", "step": 1}\n', "line 1: unknown schema 9; this version reads 1"),
     ],
 )

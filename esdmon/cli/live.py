@@ -91,9 +91,9 @@ def _room(timeline: Timeline, report: Report, *, width: int, height: int) -> tup
         if rows >= most:
             return single, most
         rows -= lines(*_below(report, 1)) - lines(*_below(report, most))  # the line that says how many are hidden
-        if rows >= min(most, _FEWEST_ROWS) or single == 0:
-            return single, max(rows, 1)
-    return 0, 1
+        if rows >= min(most, _FEWEST_ROWS):
+            break
+    return single, max(rows, 1)
 
 
 def _what_is_wrong(timeline: Timeline, report: Report, *, single: int, width: int) -> Iterator[RenderableType]:

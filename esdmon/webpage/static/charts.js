@@ -156,15 +156,10 @@ function drawLines(chart, series, domain, step, width, height) {
   const colours = theme(), [canvas, g] = canvasOf(width, height, `${chart.title} by step`);
   const scaled = chart.log ? value => value > 0 ? Math.log10(value) : -Infinity : value => value; // zero is at the bottom
   const column = (lines, key) => (lines.values[key] || []).map(value => value === null ? null : scaled(value));
-  const nulls = series.slice(0, 1).flatMap(({lines}) => chart.nullKey ? column(lines, chart.nullKey) : []);
-  const keys = [chart.key, ...(series.length === 1 && chart.band || [])];
-  const all = [...series.flatMap(({lines}) => keys.flatMap(key => column(lines, key))), ...nulls]
-    .concat(chart.nullValue === undefined ? [] : [chart.nullValue]).filter(Number.isFinite);
-  if (!all.length) return null;
-  const robust = [...all].sort((a, b) => a - b), low = robust[0];
-  const high = chart.key === 'alpha' ? Math.min(robust.at(-1), Math.max(8, robust[Math.floor(robust.length * 0.8)]))
-    : robust.at(-1);
-  const pad = (high - low) * 0.06 || Math.abs(high) * 0.1 || 1, left = 46, right = width - 6, bottom = height - 16;
+  const range = rangeOf(chart, series, column);
+  if (!range) return null;
+  const [low, high] = range, pad = (high - low) * 0.06 || Math.abs(high) * 0.1 || 1;
+  const left = 46, right = width - 6, bottom = height - 16;
   const Y = value => Math.min(bottom - 1, bottom - (value - low + pad) / (high - low + 2 * pad) * (bottom - 4));
   const axis = stepAxis(domain, left, right), at = ([x, y]) => [axis.x(x), Y(y)];
   g.fillStyle = colours.mute;
@@ -184,33 +179,41 @@ function drawLines(chart, series, domain, step, width, height) {
   if (chart.nullValue !== undefined) {
     stroke(g, [[left, Y(chart.nullValue)], [right, Y(chart.nullValue)]], colours.mute, 1.5, [2, 3]);
   }
-  for (const {lines, colour, dash} of series) {
-    const values = column(lines, chart.key), dim = chart.dim && lines.values[chart.dim];
-    if (series[0].lines === lines) {
-      for (const stretch of chart.nullKey ? stretches(lines.steps, column(lines, chart.nullKey)) : []) {
-        stroke(g, stretch.map(at), colours.mute, 1.5, [2, 3]);
-      }
-      if (chart.band && series.length === 1) fillBand(g, lines, chart.band, at, colour);
-    }
-    for (const stretch of stretches(lines.steps, values)) {
-      g.globalAlpha = dim ? 0.4 : 1;
-      stroke(g, stretch.map(at), colour, 1.6, dim ? [3, 3] : dash);
-    }
-    g.globalAlpha = 1;
-    if (dim) {
-      const sure = values.map((value, k) => dim[k] ? value : null);
-      for (const stretch of stretches(lines.steps, sure)) {
-        if (stretch.length > 1) stroke(g, stretch.map(at), colour, 2, dash);
-        else {
-          g.fillStyle = colour;
-          g.fillRect(at(stretch[0])[0] - 2, at(stretch[0])[1] - 2, 4, 4);
-        }
-      }
-    }
+  const {lines, colour} = series[0];
+  for (const stretch of chart.nullKey ? stretches(lines.steps, column(lines, chart.nullKey)) : []) {
+    stroke(g, stretch.map(at), colours.mute, 1.5, [2, 3]);
   }
+  if (chart.band && series.length === 1) fillBand(g, lines, chart.band, at, colour);
+  for (const each of series) drawSeries(g, each, column(each.lines, chart.key), chart.dim && each.lines.values[chart.dim], at);
   stroke(g, [[axis.x(step), 0], [axis.x(step), bottom]], colours.fg);
   g.restore();
   return canvas;
+}
+
+// The lowest and the highest value of a chart; null where there is none. A few large alphas would squeeze all others.
+function rangeOf(chart, series, column) {
+  const keys = [chart.key, ...(series.length === 1 && chart.band || [])];
+  const nulls = chart.nullKey ? column(series[0].lines, chart.nullKey) : [];
+  const values = [...series.flatMap(({lines}) => keys.flatMap(key => column(lines, key))), ...nulls, chart.nullValue];
+  const sorted = values.filter(Number.isFinite).sort((a, b) => a - b);
+  if (!sorted.length) return null;
+  const most = chart.key === 'alpha' ? Math.max(8, sorted[Math.floor(sorted.length * 0.8)]) : Infinity;
+  return [sorted[0], Math.min(sorted.at(-1), most)];
+}
+
+// The values of one series; where `sure` is given, those that are not meaningful are dashed and pale.
+function drawSeries(g, {lines, colour, dash}, values, sure, at) {
+  g.globalAlpha = sure ? 0.4 : 1;
+  for (const stretch of stretches(lines.steps, values)) stroke(g, stretch.map(at), colour, 1.6, sure ? [3, 3] : dash);
+  g.globalAlpha = 1;
+  for (const stretch of sure ? stretches(lines.steps, values.map((value, k) => sure[k] ? value : null)) : []) {
+    const points = stretch.map(at);
+    if (points.length > 1) stroke(g, points, colour, 2, dash);
+    else {
+      g.fillStyle = colour;
+      g.fillRect(points[0][0] - 2, points[0][1] - 2, 4, 4);
+    }
+  }
 }
 
 function fillBand(g, lines, [lowKey, highKey], at, colour) {

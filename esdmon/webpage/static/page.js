@@ -1,4 +1,4 @@
-// The page: what is wrong now, the map, the player, the lines, the alerts and the table; and how they hang together.
+// The page: what is wrong now, the map, the player, the lines, the alerts and the table; and what connects them.
 
 const MOST_LAYERS = 5; // with lines at once
 
@@ -111,7 +111,7 @@ async function mount(root, source, {poll = 0} = {}) {
     if (next !== undefined) setStep(next);
     return next !== undefined;
   };
-  const actions = {choose, setStep, refresh, move, load, play: () => {
+  const play = () => {
     if (state.timer) stop();
     else {
       const steps = state.frames ? state.frames.steps : [];
@@ -122,11 +122,13 @@ async function mount(root, source, {poll = 0} = {}) {
       }, 180);
     }
     draw();
-  }, moveLayer: by => {
+  };
+  const moveLayer = by => {
     const order = namesInOrder(state.view);
     const next = order[order.indexOf(state.selected.layer) + by];
     if (next) choose(next, state.selected.step);
-  }};
+  };
+  const actions = {choose, setStep, refresh, move, load, play, moveLayer};
   connect(parts, actions, state);
   await guarded(listRuns)();
   if (state.run === null) draw();
