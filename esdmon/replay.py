@@ -20,6 +20,8 @@ from esdmon.records import SCHEMA, Alert, Coverage, LayerReport, Record, Report,
 from esdmon.records.serialization import alert_from_record, layer_from_record
 from esdmon.records.shortening import Restorer
 from esdmon.records.text import count
+from esdmon.records.typed import built
+from esdmon.records.values import is_number
 from esdmon.run_files import KEYS, find_file, not_json, not_ours, nothing_read, unreadable
 
 _log = logging.getLogger("esdmon")
@@ -164,7 +166,7 @@ class EventReader:
                 current.screened[screened.name] = screened
             else:
                 current.step = record["step"]
-                yield current, _report(record, current)
+                yield current, _report(record, current, self._path)
 
     def _run_of(self, record: Record) -> Run:
         run_id = str(record.get("run"))
@@ -179,7 +181,7 @@ class EventReader:
 def _layer(record: Record, path: Path) -> LayerReport:
     try:
         return layer_from_record(record)
-    except (TypeError, ValueError, AttributeError) as error:
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
         raise InputError(
             f"{path}: a line of step {record['step']} is not a valid reading of a layer: {error}"
         ) from error
@@ -188,18 +190,25 @@ def _layer(record: Record, path: Path) -> LayerReport:
 def _alert(record: Record, path: Path) -> Alert:
     try:
         return alert_from_record(record)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: a line of step {record['step']} is not a valid alert: {error!r}") from error
 
 
 def _screened(record: Record, path: Path) -> Screened:
     try:
         return Screened.from_record(record)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise InputError(f"{path}: a line of step {record['step']} is not valid norms of a layer: {error!r}") from error
 
 
-def _report(summary: Record, run: Run) -> Report:
+def _report(summary: Record, run: Run, path: Path) -> Report:
+    try:
+        return _built_report(summary, run)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InputError(f"{path}: a line of step {summary['step']} is not a valid summary: {error}") from error
+
+
+def _built_report(summary: Record, run: Run) -> Report:
     """Build the report of a summary line from the latest reading of each layer."""
     step = summary["step"]
     still, frozen, unchanged = (set(summary.get(key) or ()) for key in ("still", "frozen", "unchanged"))
@@ -218,18 +227,20 @@ def _report(summary: Record, run: Run) -> Report:
     read = {name: layer.step for name, layer in run.latest.items()}
     screened = tuple(each for each in run.screened.values() if each.is_after(read.get(each.name)))
     run.screened = {each.name: replace(each, is_new=False) for each in screened}
-    overhead = summary.get("overhead")
-    return Report(
-        step,
-        tuple(layers),
-        Coverage(0, 0),
-        waiting=tuple(summary.get("waiting") or ()),
-        overhead=math.nan if overhead is None else overhead,
-        host_step=summary.get("host_step"),
-        firing={key.removeprefix("alert_"): int(value) for key, value in summary.items() if key.startswith("alert_")},
-        extra=bool(summary.get("extra")),
-        screened=screened,
-    )
+    fields = {
+        "step": step,
+        "layers": tuple(layers),
+        "coverage": Coverage(0, 0),
+        "waiting": tuple(summary.get("waiting") or ()),
+        "overhead": summary.get("overhead"),
+        "host_step": summary.get("host_step"),
+        "firing": {
+            key.removeprefix("alert_"): int(value) for key, value in summary.items() if key.startswith("alert_")
+        },
+        "extra": bool(summary.get("extra")),
+        "screened": screened,
+    }
+    return built(Report, fields)
 
 
 def records(path: Path) -> Iterator[Record]:
@@ -301,5 +312,5 @@ def _check(record: object, where: str) -> None:
         raise not_ours(record, where)
     if record["schema"] != SCHEMA:
         raise InputError(f"{where}: unknown schema {record['schema']!r}; this version reads {SCHEMA}. Upgrade esdmon.")
-    if not isinstance(record["step"], int):
-        raise InputError(f"{where}: step {record['step']!r} is not a whole number")
+    if not (isinstance(record["step"], int) and is_number(record["step"])):
+        raise InputError(f"{where}: step {record['step']!r:.60} is not a whole number")
