@@ -49,7 +49,7 @@ from esdmon.schedule import Schedule
 from esdmon.schedule.budget import Budget
 from esdmon.schedule.workers import Workers
 from esdmon.sinks import Sink
-from esdmon.torch_private import job_store, use_one_thread
+from esdmon.torch_private import job_store, outside_dispatch_modes, use_one_thread
 from esdmon.weights import Drift, Model, Transfers, opened
 from esdmon.weights.names import unwrap
 
@@ -210,6 +210,7 @@ def attach(
         first_step=first_step,
         limits=limits,
         escalation=escalation,
+        around=outside_dispatch_modes,
         requests=Requests(shared.ranks if shares_requests and actions.can_request else None),
         hints=UsageHints() if hooked is None else UsageHints(_NOT_CALLED.format(type(hooked).__name__)),
     )

@@ -2,6 +2,7 @@
 
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Self, final
 
 from esdmon.alerts import Actions, AlertManager
@@ -54,6 +55,7 @@ class Monitor:
         escalation: Escalation | None = None,
         requests: Requests | None = None,
         hints: UsageHints | None = None,
+        around: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> None:
         self._readings = readings
         self._limits = limits or Limits()
@@ -86,6 +88,7 @@ class Monitor:
             faults=self._faults,
             budget=self._budget,
         )
+        self._around = around
         self._is_hooked = self._closed = False
         self._run = new_run()
         self._at_close: list[Callable[[], None]] = []
@@ -181,7 +184,8 @@ class Monitor:
         if self._closed or not self._hints.check_active():
             return False
         self._steps += count
-        due = self._stepping.take(self._steps, count, host_step)
+        with self._around():
+            due = self._stepping.take(self._steps, count, host_step)
         # An action of an alert may have closed it.
         self._idle_until = 0 if self._closed else self._stepping.next_busy(self._steps)  # type: ignore[redundant-expr]
         return due
