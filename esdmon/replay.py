@@ -20,6 +20,8 @@ from esdmon.records import SCHEMA, Alert, Coverage, LayerReport, Record, Report,
 from esdmon.records.serialization import alert_from_record, layer_from_record
 from esdmon.records.shortening import Restorer
 from esdmon.records.text import count
+from esdmon.records.typed import built
+from esdmon.records.values import is_number
 from esdmon.run_files import KEYS, find_file, not_json, not_ours, nothing_read, unreadable
 
 _log = logging.getLogger("esdmon")
@@ -157,7 +159,7 @@ class EventReader:
             run = self._run_of(record)
             try:
                 event = _take(record, run)
-            except (KeyError, TypeError, ValueError, AttributeError) as error:
+            except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
                 raise InputError(
                     f"{self._path}: a line of step {record['step']} is not {_READ[kind]}: {describe(error)}"
                 ) from error
@@ -209,18 +211,20 @@ def _report(summary: Record, run: Run) -> Report:
     read = {name: layer.step for name, layer in run.latest.items()}
     screened = tuple(each for each in run.screened.values() if each.is_after(read.get(each.name)))
     run.screened = {each.name: replace(each, is_new=False) for each in screened}
-    overhead = summary.get("overhead")
-    return Report(
-        step,
-        tuple(layers),
-        Coverage(0, 0),
-        waiting=tuple(summary.get("waiting") or ()),
-        overhead=math.nan if overhead is None else overhead,
-        host_step=summary.get("host_step"),
-        firing={key.removeprefix("alert_"): int(value) for key, value in summary.items() if key.startswith("alert_")},
-        extra=bool(summary.get("extra")),
-        screened=screened,
-    )
+    fields = {
+        "step": step,
+        "layers": tuple(layers),
+        "coverage": Coverage(0, 0),
+        "waiting": tuple(summary.get("waiting") or ()),
+        "overhead": summary.get("overhead"),
+        "host_step": summary.get("host_step"),
+        "firing": {
+            key.removeprefix("alert_"): int(value) for key, value in summary.items() if key.startswith("alert_")
+        },
+        "extra": bool(summary.get("extra")),
+        "screened": screened,
+    }
+    return built(Report, fields)
 
 
 def records(path: Path) -> Iterator[Record]:
@@ -292,5 +296,5 @@ def _check(record: object, where: str) -> None:
         raise not_ours(record, where)
     if record["schema"] != SCHEMA:
         raise InputError(f"{where}: unknown schema {record['schema']!r}; this version reads {SCHEMA}. Upgrade esdmon.")
-    if not isinstance(record["step"], int):
-        raise InputError(f"{where}: step {record['step']!r} is not a whole number")
+    if not (isinstance(record["step"], int) and is_number(record["step"])):
+        raise InputError(f"{where}: step {record['step']!r:.60} is not a whole number")

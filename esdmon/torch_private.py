@@ -5,7 +5,7 @@ A test of a function fails where a new version of torch has changed what it read
 
 import ctypes
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.prune import BasePruningMethod
 from torch.optim import Optimizer
+from torch.utils import _python_dispatch
 
 
 def step_wrapper() -> CodeType | None:
@@ -48,6 +49,16 @@ def drop_empty_gradient_hooks(tensor: Tensor) -> None:
     """Remove the empty dictionary that torch leaves on a tensor after its last gradient hook was removed."""
     if getattr(tensor, "_post_accumulate_grad_hooks", None) == {}:
         tensor._post_accumulate_grad_hooks = None  # type: ignore[assignment]  # noqa: SLF001
+
+
+@contextmanager
+def outside_dispatch_modes() -> Iterator[None]:
+    """Leave the host's `TorchDispatchMode`s, such as `FlopCounterMode`, which would count what esdmon computes."""
+    if _python_dispatch._get_current_dispatch_mode_stack():  # noqa: SLF001
+        with _python_dispatch._disable_current_modes():  # noqa: SLF001
+            yield
+    else:
+        yield
 
 
 def is_in_backward() -> bool:

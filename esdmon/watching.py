@@ -50,7 +50,7 @@ from esdmon.schedule import Schedule
 from esdmon.schedule.budget import Budget
 from esdmon.schedule.workers import Workers
 from esdmon.sinks import Sink
-from esdmon.torch_private import job_store, use_one_thread
+from esdmon.torch_private import job_store, outside_dispatch_modes, use_one_thread
 from esdmon.weights import Drift, Model, Transfers, opened
 from esdmon.weights.names import unwrap
 
@@ -215,6 +215,7 @@ def attach(
         reader=reader,
         first_step=first_step,
         context=context,
+        around=outside_dispatch_modes,
     )
     if hooked is not None:
         monitor.at_close(Clock(hooked, monitor.hooked_step, faults).close)

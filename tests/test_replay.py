@@ -210,7 +210,7 @@ def test_alerts_as_json(run: tuple[Path, esdmon.Monitor, MemorySink], capsys: py
                 '{"schema": 1, "kind": "alert", "id": "a:fc", "rule": "a", "severity": "fatal", "state": "firing", '
                 '"layer": "fc", "layers": ["fc"], "step": 5, "since": 3, "message": "it holds"}\n'
             ),
-            "a line of step 5 is not a valid alert: .*the severity 'fatal' is unknown",
+            "a line of step 5 is not a valid alert: .*severity is 'fatal'",
         ),
         ("epoch,loss\n1,2\n", "line 1: not JSON: 'epoch,loss'. Pass the JSONL of a run"),
         ("epoch,loss", "line 1: not JSON: 'epoch,loss'"),
@@ -222,7 +222,7 @@ def test_alerts_as_json(run: tuple[Path, esdmon.Monitor, MemorySink], capsys: py
         ('{"schema": 1, "kind": "layer", "step": 1}\n', "a line of step 1 is not a valid reading of a layer"),
         (
             '{"schema": 1, "kind": "layer", "step": 1, "name": [], "status": "ok"}\n',
-            "a line of step 1 is not a valid reading of a layer: TypeError: unhashable",
+            "a line of step 1 is not a valid reading of a layer: TypeError: name is .*",
         ),
         ('{"schema": 1, "kind": "screened", "step": 1}\n', "not valid norms of a layer: KeyError: 'frobenius_norm'"),
         ('{"schema": 1, "kind": "summary", "step": 1, "still": 5}\n', "a line of step 1 is not a valid summary"),

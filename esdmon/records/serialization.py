@@ -11,6 +11,7 @@ from typing import Any, Protocol, get_args
 from esdmon.records.alert import Alert, LayerFinding, Severity
 from esdmon.records.esd import Esd
 from esdmon.records.layer import RECORD_KEYS, LayerReport
+from esdmon.records.typed import built
 from esdmon.records.values import rounded
 from esdmon.spectrum import Phase
 
@@ -98,20 +99,18 @@ def alert_from_record(record: Mapping[str, Any]) -> Alert:
     """Return the alert that `Alert.to_record` was called on. Its `time` is NaN if it was undefined.
 
     Raises:
-        KeyError, TypeError, ValueError: if the record lacks a field, or has a severity that this version does not have.
+        KeyError, TypeError: if the record lacks a field, or a field has a wrong type or value.
     """
-    check_severity(record["severity"])
     optional = ("time", "evidence", "by_layer", "after")
     own = {field.name: record[field.name] for field in fields(Alert) if field.name not in optional}
-    time = record.get("time")
-    own |= {"layers": tuple(record["layers"]), "evidence": record.get("evidence") or {}, "by_layer": _by_layer(record)}
-    return Alert(**own, time=math.nan if time is None else time, after=record.get("after"))
+    own |= {key: record.get(key) for key in ("time", "evidence", "after")}
+    return built(Alert, own | {"layers": _tuple(record["layers"]), "by_layer": _by_layer(record)})
 
 
 def _by_layer(alert: Mapping[str, Any]) -> tuple[LayerFinding, ...]:
     """Return the findings of an alert by layer; empty if an older version wrote it."""
     unset: Plain = {field.name: None for field in fields(LayerFinding)}
-    return tuple(LayerFinding(**unset | known(each, unset)) for each in alert.get("by_layer") or ())
+    return tuple(built(LayerFinding, unset | known(each, unset)) for each in alert.get("by_layer") or ())
 
 
 def layer_from_record(record: Mapping[str, Any]) -> LayerReport:
@@ -121,11 +120,12 @@ def layer_from_record(record: Mapping[str, Any]) -> LayerReport:
     `esd` in the form of `esd_to_record` is read too.
 
     Raises:
-        TypeError, AttributeError: without a name, a status or a step, and for an `esd` of another form.
+        TypeError, AttributeError: without a name, a status or a step, for a field of a wrong type, and for an `esd` of
+            another form.
     """
     own = {key: record[key] for key in _STORED if key in record}
     own["phase"] = Phase(own["phase"]) if own.get("phase") in _PHASES else Phase.UNCLASSIFIED
-    own["aliases"] = tuple(own.get("aliases") or ())
+    own["aliases"] = _tuple(own.get("aliases"))
     own |= {key: math.nan for key in _RATIOS if own.get(key) is None}
     own["esd"] = _esd(record.get("esd"))
     measures: dict[str, float] = {}
@@ -138,7 +138,7 @@ def layer_from_record(record: Mapping[str, Any]) -> LayerReport:
             nulls[key.removesuffix("_null")] = number
         else:
             measures[key] = number
-    return LayerReport(**own, measures=measures, nulls=nulls)
+    return built(LayerReport, own | {"measures": measures, "nulls": nulls})
 
 
 def esd_to_record(esd: Esd) -> Plain:
@@ -157,9 +157,14 @@ def esd_to_record(esd: Esd) -> Plain:
 def _esd(saved: Mapping[str, Any] | None) -> Esd | None:
     if saved is None:
         return None
-    values = known(saved, _ESD_FIELDS)
-    values |= {key: tuple(value) for key, value in values.items() if isinstance(value, list)}
-    return Esd(**values)
+    esd = built(Esd, {key: _tuple(value) for key, value in known(saved, _ESD_FIELDS).items()})
+    if not esd.counts:
+        raise TypeError("its esd has no bins")
+    return esd
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _plain_value(value: Any) -> Any:

@@ -18,10 +18,10 @@ all lines, and are read in the same way.
 import math
 import re
 from collections.abc import Mapping
-from typing import Any, TypeGuard, final
+from typing import Any, final
 
 from esdmon.records.layer import RECORD_KEYS
-from esdmon.records.values import DIGITS, Record, rounded
+from esdmon.records.values import DIGITS, Record, is_number, rounded
 from esdmon.spectrum.zhang2026 import DISTANCE
 
 SAMPLED_DIGITS = 4
@@ -113,11 +113,11 @@ class Restorer:
             if key in _STEADY and record.get("status") != "ok":
                 continue
             if key not in record and (key in _CARRIED or key.removesuffix(_NULL) in whole):
-                whole[key] = rounded(value * _scale(key, record)) if key in POWERS and _is_number(value) else value
+                whole[key] = rounded(value * _scale(key, record)) if key in POWERS and is_number(value) else value
         for key, value in record.items():
             if _is_carried(key):
-                read[key] = value / _scale(key, record) if key in POWERS and _is_number(value) else value
-        if record["kind"] == "layer" and _is_number(whole.get("age")):
+                read[key] = value / _scale(key, record) if key in POWERS and is_number(value) else value
+        if record["kind"] == "layer" and is_number(whole.get("age")):
             whole.setdefault("emitted_step", record["step"] + whole["age"])
         return whole
 
@@ -148,7 +148,7 @@ def _unpacked(record: Mapping[str, Any]) -> Record:
 def _condition(record: Mapping[str, Any]) -> float | None:
     """Return σmax/σmin; None if it is undefined."""
     largest, smallest = record.get("spectral_norm"), record.get("sigma_min")
-    if not (_is_number(largest) and _is_number(smallest) and smallest > 0):
+    if not (is_number(largest) and is_number(smallest) and smallest > 0):
         return None
     condition: float = rounded(largest / smallest, SAMPLED_DIGITS)
     return condition
@@ -157,7 +157,7 @@ def _condition(record: Mapping[str, Any]) -> float | None:
 def _can_compute_condition(record: Mapping[str, Any]) -> bool:
     """Return whether the condition number of a record equals the one that is computed from its other values."""
     value, computed = record[_COMPUTED], _condition(record)
-    if computed is None or not _is_number(value):
+    if computed is None or not is_number(value):
         return value is computed
     return math.isclose(value, computed, rel_tol=1e-3)
 
@@ -171,7 +171,7 @@ def _kept(key: str, value: Any, record: Record) -> Any:
     """Return the part of a value whose change causes the value to be written again."""
     if key == "explanation":
         return _NUMBER.sub("#", value)
-    if key in POWERS and _is_number(value):
+    if key in POWERS and is_number(value):
         return rounded(value / _scale(key, record), 9)
     return rounded(value)
 
@@ -179,11 +179,7 @@ def _kept(key: str, value: Any, record: Record) -> Any:
 def _scale(key: str, record: Mapping[str, Any]) -> float:
     """Return the factor that a null is proportional to; 1 if the norm is unknown, or its square may be 0 or ∞."""
     norm = record.get("frobenius_norm")
-    return float(norm ** POWERS[key]) if _is_number(norm) and 1e-100 < norm < 1e100 else 1.0
-
-
-def _is_number(value: Any) -> TypeGuard[float]:
-    return isinstance(value, int | float)
+    return float(norm ** POWERS[key]) if is_number(norm) and 1e-100 < norm < 1e100 else 1.0
 
 
 def _is_same(before: Any, now: Any, *, is_null: bool) -> bool:

@@ -4,7 +4,7 @@ import math
 import operator
 from collections.abc import Mapping
 from numbers import Integral, Real
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeGuard
 
 SCHEMA = 1
 """Version of the JSON form of records; every JSON object carries it."""
@@ -37,6 +37,11 @@ def whole(value: Any) -> int | None:
         return None if isinstance(value, bool) else operator.index(value)
     except (TypeError, ValueError, RuntimeError):
         return None
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Return whether a value is a number that a float can hold; of whole numbers those of 64 bits."""
+    return isinstance(value, float) or (isinstance(value, int) and value.bit_length() < 64)
 
 
 def rounded(value: Any, digits: int = DIGITS) -> Any:

@@ -2,6 +2,7 @@
 
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Self, final
 
 from esdmon.alerts import Actions, AlertManager
@@ -48,6 +49,7 @@ class Monitor:
         reader: Stateful | None = None,
         first_step: int = 0,
         context: Context | None = None,
+        around: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> None:
         self._readings = readings
         self._context = context = context or Context()
@@ -66,6 +68,7 @@ class Monitor:
         }
         self._parts = {name: part for name, part in parts.items() if part is not None}
         """The parts whose states are saved."""
+        self._around = around
         self._is_hooked = self._closed = False
         self._run = new_run()
         self._at_close: list[Callable[[], None]] = []
@@ -161,7 +164,8 @@ class Monitor:
         if self._closed or not self._hints.check_active():
             return False
         self._steps += count
-        due = self._stepping.take(self._steps, count, host_step)
+        with self._around():
+            due = self._stepping.take(self._steps, count, host_step)
         # An action of an alert may have closed it.
         self._idle_until = 0 if self._closed else self._stepping.next_busy(self._steps)  # type: ignore[redundant-expr]
         return due

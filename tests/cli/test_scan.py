@@ -228,6 +228,8 @@ def test_a_weight_that_is_not_finite_gives_status_1(checkpoint: Path, capsys: py
     ("arguments", "message"),
     [
         (["missing.pt"], "esdmon scan: missing.pt does not exist"),
+        (["a\0b.pt"], r"esdmon scan: a\x00b.pt does not exist"),
+        (["s3://b/a.pt"], "esdmon scan: s3:/b/a.pt does not exist. It looks like an address: download the file"),
         (["a.pt", "--compare", "missing.pt"], "esdmon scan: missing.pt does not exist"),
         (["a.pt", "--layers", "aa"], "esdmon scan: --layers 'aa' matches no layer. Did you mean 'a'"),
         (["a.pt", "--columns", "alhpa"], "esdmon scan: unknown column 'alhpa' in --columns. Did you mean 'alpha'"),

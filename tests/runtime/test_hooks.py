@@ -8,6 +8,7 @@ import accelerate
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import esdmon
 from esdmon.errors import InputError
@@ -28,6 +29,29 @@ def _new_accelerate() -> None:
 def loss_of(model: nn.Module) -> torch.Tensor:
     loss: torch.Tensor = (model(torch.randn(8, 40)) - 1).square().mean()
     return loss
+
+
+@pytest.mark.parametrize("is_hooked", [True, False])
+def test_a_mode_of_the_host_sees_its_own_operations_only(is_hooked: Any) -> None:
+    """Such as the counter by which people state the FLOPs of a step."""
+    counted = []
+    for is_watched in (False, True):
+        model = network()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        given = [optimizer] if is_hooked else None
+        monitor = esdmon.watch(model, given, every=1, budget=None, sinks=None, mode="sync") if is_watched else None
+        with FlopCounterMode(display=False) as counter:
+            for _ in range(3):
+                loss_of(model).backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                if monitor is not None:
+                    monitor.step()
+        if monitor is not None:
+            monitor.close()
+            assert monitor.report is not None
+            assert monitor.errors == ()
+        counted.append(counter.get_total_flops())
+    assert counted[0] == counted[1] > 0
 
 
 def test_accumulated_gradients_are_one_step() -> None:

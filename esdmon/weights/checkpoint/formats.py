@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from esdmon.errors import InputError
+from esdmon.errors import InputError, is_address, printable
 from esdmon.weights.checkpoint import exported, gguf_file, safetensors, torch_file
 from esdmon.weights.checkpoint.file_part import open_part
 from esdmon.weights.checkpoint.mapping import Checkpoint
@@ -69,8 +69,9 @@ def open_file(path: Path) -> Checkpoint | None:
     """
     try:
         size = path.stat().st_size
-    except FileNotFoundError as error:
-        raise InputError(f"{path} does not exist") from error
+    except (FileNotFoundError, ValueError) as error:  # ValueError: no file can have this name
+        remedy = ". It looks like an address: download the file, and pass its path" if is_address(str(path)) else ""
+        raise InputError(f"{printable(str(path))} does not exist{remedy}") from error
     if size == 0:
         raise InputError(f"{path} is empty")
     first = _first_bytes(path)
