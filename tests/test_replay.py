@@ -16,7 +16,7 @@ import esdmon
 from esdmon.alerts import BUILT_IN_RULES, AlertRule, Finding, History
 from esdmon.cli import main
 from esdmon.errors import InputError
-from esdmon.records import Alert, LayerReport
+from esdmon.records import Alert, LayerReport, severity_word
 from esdmon.records.serialization import layer_from_record
 from esdmon.replay import replay, reports
 from esdmon.sinks import MemorySink, Sink
@@ -349,7 +349,7 @@ def test_rules_are_explained(capsys: pytest.CaptureFixture[str]) -> None:
     """Each rule is explained in 80 columns."""
     assert main(["alerts", "explain"]) == 0
     text = capsys.readouterr().out
-    assert all(f"\n{rule.name}: {rule.severity}, " in f"\n{text}" for rule in BUILT_IN_RULES)
+    assert all(f"\n{rule.name}: {severity_word(rule.severity)}, " in f"\n{text}" for rule in BUILT_IN_RULES)
     assert all(len(line) <= 80 for line in text.splitlines())
     assert main(["alerts", "explain", "dead_layer"]) == 0
     _, first, remedy, *_ = capsys.readouterr().out.split("\n\n")

@@ -141,8 +141,9 @@ def layer_reset(history: History, *, moved: float = 1.05, factor: float = 1.5, f
     and their stable rank must have risen. One reading suffices, since the weight moves by ordinary steps again at the
     next.
 
-    A weight that is now three times as large or more has moved as far by growth alone. It counts as replaced only if
-    its stable rank is also more than 0.7 of that of noise: weights that blow up have few directions.
+    A weight that is now three times as large or more, or whose spectral norm is more than three times that of its whole
+    baseline, has moved as far by growth alone. It counts as replaced only if its stable rank is also more than 0.7 of
+    that of noise: weights that blow up have few directions.
 
     It also fires when the weight was set back to its start, or to a checkpoint nearer to the start: `start_ratio`, the
     distance from the start, has fallen by more than a fifth, and by more than 1.5 times the largest move between
@@ -193,7 +194,8 @@ def layer_reset(history: History, *, moved: float = 1.05, factor: float = 1.5, f
         way = min(layer.start_ratio for layer in (*baseline[-1:], before))
         is_back = way - now.start_ratio > max(fall * way, factor * usual)
         jumped += is_back or (is_far and (is_beyond or is_replaced))
-        if is_beyond and is_unlike and not _has_blown_up(before, baseline):
+        is_blown_up = _has_blown_up(before, baseline) or (_has_blown_up(now, baseline) and not is_noise)
+        if is_beyond and is_unlike and not is_blown_up:
             evidence = {"update_ratio": now.update_ratio, "before": reach}
             severity: Severity | None = "warning" if size > _BLOWN_UP else None
             found.append(Finding(name, _how_far(now, since, reach), evidence, severity))

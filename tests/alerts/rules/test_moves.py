@@ -244,6 +244,18 @@ def test_a_weight_of_many_times_the_norm_is_new_if_it_is_noise_and_no_steps_lead
     assert {alert.rule for alert in alerts} == {rule}
 
 
+@pytest.mark.parametrize(("spectral", "rank", "rule"), [(20.0, 1.6, "norm_explosion"), (8.0, 9.0, "layer_reset")])
+def test_a_weight_of_few_directions_that_has_turned_as_it_blew_up_is_not_new(
+    spectral: float, rank: float, rule: str
+) -> None:
+    """It has moved farther than it has grown, as one that was replaced by trained weights has."""
+    grown = {"frobenius_norm": 20.0, "spectral_norm": spectral, "stable_rank": rank}
+    later = [reading(step, measures=grown) for step in (12, 13)]
+    readings = [*map(reading, range(1, 11)), reading(11, measures=grown, moved=2.3), *later]
+    alerts = alerts_of(BUILT_IN_RULES, (report(layer.step, layer) for layer in readings))
+    assert [alert.rule for alert in alerts if alert.state == "firing"] == [rule]
+
+
 def test_a_weight_that_blows_up_is_not_new_at_a_later_reading() -> None:
     """It then turns about in steps that no sample foresees, and is noise at last."""
     norms = {11: 20.0, 12: 1e3, 13: 1e5}
