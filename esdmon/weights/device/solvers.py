@@ -14,8 +14,8 @@ from torch import Tensor
 from esdmon.spectrum.arrays import Floats
 from esdmon.spectrum.lapack import eigenvalues_of_gram, nonnegative
 from esdmon.weights.device.blocks import cache_blocks
+from esdmon.weights.device.cuda import has_room
 from esdmon.weights.device.precision import rounds_products
-from esdmon.weights.device.transfers import has_room
 
 Solver = Callable[[Tensor, torch.dtype], Floats]
 """`(stack (slices, rows, columns), float32 or float64 to compute in) -> eigenvalues (slices, M)`, ascending.
