@@ -164,7 +164,7 @@ def fsdp2_parameters(module: nn.Module) -> Iterator[ManagedParameter]:
 
 
 def _sharded(managed: Any) -> Any:
-    """Return the sharded parameter; of one that was assigned to the module since, which FSDP takes up later, that."""
+    """Return the sharded parameter, or the one that was assigned to the module since, which FSDP takes up later."""
     info = managed._module_info  # noqa: SLF001
     shown: Any = parameters_of(info.module).get(info.param_name)
     is_shown = getattr(managed.sharded_state, "name", "") == "SHARDED" and hasattr(shown, "placements")
@@ -172,7 +172,7 @@ def _sharded(managed: Any) -> Any:
 
 
 def authors_class(module: nn.Module) -> type[nn.Module]:
-    """Return the class of a module before `fully_shard` put `FSDP<class>` in its place, by which layers are known."""
+    """Return the class by which a layer is recognised: the one that `fully_shard` has replaced by `FSDP<class>`."""
     kind = type(module)
     first, *others = kind.__bases__
     is_made = others and any(base.__name__ == "FSDPModule" for base in first.__mro__)

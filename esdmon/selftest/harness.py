@@ -31,7 +31,7 @@ _WIDTH = 30
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """The tested device, and the sizes of its tests."""
+    """The tested device."""
 
     device: torch.device
 

@@ -15,7 +15,7 @@ _RECURRENT = re.compile(r"(^|\.)weight_(ih|hh|hr)(_l\d+(_reverse)?)?(/\w)?$")
 _ATTENTION = re.compile(
     r"(attn|attention)(?!.*\.(mlp|ffn?|feed_?forward)(\.|$))|/[qkv](/|$)|(^|\.)[qkvo](_proj)?(/|$)", re.IGNORECASE
 )
-"""Names that do not belong to an MLP in a block called attention: `attn_layers.1.ff.0`, `cross_attn.0.mlp.fc1`."""
+"""Names of projections of attention, but of no MLP in such a block, as `attn_layers.1.ff.0`, `cross_attn.0.mlp.fc1`."""
 
 
 def layer_type_of(matrix: Matrix) -> str:

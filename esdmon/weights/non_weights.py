@@ -40,23 +40,10 @@ _WORDS = {
     "magnitudes": {"dora", "magnitude"},
     "counters and caches": {"cache", "cached", "queue", "num"},
 }
-_PACKING = {"scales", "scale", "zeros", "qzeros", "zp", "SCB", "absmax", "g_idx", "weight_scale", "weight_scale_inv"}
-_PACKING |= {
-    "s",
-    "wscales",
-    "wzeros",
-    "scaled_zeros",
-    "weight_scales",
-    "weight_zero_point",
-    "zero_point",
-    "zero",
-    "_scale",
-    "_shift",
-    "scale_weight",
-    "scale_packed",
-    "input_scale",
-    "nested_absmax",
-    "quant_map",
+_PACKING = {
+    *("scales", "scale", "zeros", "qzeros", "zp", "SCB", "absmax", "g_idx", "weight_scale", "weight_scale_inv", "s"),
+    *("wscales", "wzeros", "scaled_zeros", "weight_scales", "weight_zero_point", "zero_point", "zero", "_scale"),
+    *("_shift", "scale_weight", "scale_packed", "input_scale", "nested_absmax", "quant_map"),
 }
 _OTHER_ADAPTERS = re.compile(
     r"\.(hada_[wt]|lokr_[wt]|oft_|boft_[Rs]|vera_(A|B|lambda)|ia3_l|on_input|hra_u|miss_block|vblora_|randlora_|fourierft_"

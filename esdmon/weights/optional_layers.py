@@ -57,15 +57,14 @@ def mark_optional(found: Sequence[Matrix], heads: Collection[int]) -> list[Matri
     reasons = _find_routers(found)
     n_tokens = max((_rows(matrix) for matrix in found if matrix.on_request == EMBEDDING), default=0)
     as_wide = [matrix for matrix in found if n_tokens and _may_be_head(matrix) and _rows(matrix) == n_tokens]
-    if _is_hidden(n_tokens, found):
-        as_wide = []
+    # One layer with as many outputs as there are tokens is the head; of several, some are as wide by chance.
+    head = as_wide[0] if len(as_wide) == 1 and not _is_hidden(n_tokens, found) else None
     for matrix in found:
         if matrix.view == "lora-delta":  # an adapter of the head is trained, for a task
             continue
         last = _TRAINED_COPY.sub("", matrix.name).rpartition(".")[2]
         is_known = last in _HEAD_NAMES or any(id(parameter) in heads for parameter in matrix.whole_parameters())
-        # One layer with as many outputs as there are tokens is the head; of several, some are as wide by chance.
-        if is_known or (len(as_wide) == 1 and matrix is as_wide[0]):
+        if is_known or matrix is head:
             reasons[matrix.name] = HEAD
     return [replace(each, on_request=each.on_request or reasons.get(each.name, "")) for each in found]
 

@@ -22,14 +22,16 @@ class ReferenceWeight:
 
     Args:
         read: returns W₀.
-        size: number of elements to sample.
+        least: number of elements to sample, if no more are requested.
     """
 
-    def __init__(self, read: Callable[[], Tensor], size: int) -> None:
+    def __init__(self, read: Callable[[], Tensor], least: int) -> None:
         self.read = read
-        self._size = size
+        self._least = least
         self._shape: torch.Size | None = None
-        self._sample: Tensor | None = None
+        self._sample = torch.empty(0)
+        self._size = 0
+        """Number of elements that were requested for `_sample`."""
 
     def sample(self, matrix: Matrix, size: int, like: Tensor) -> Tensor:
         """Return up to `size` elements of W₀ at the places where `matrix` is sampled, on the device of `like`.
@@ -38,13 +40,13 @@ class ReferenceWeight:
             UnreadableError: if the matrix has another shape.
         """
         shape = (matrix.outline or matrix.read)().shape
-        if self._shape is None or (self._shape == shape and (self._sample is None or size > self._size)):
+        if self._shape is None or (self._shape == shape and size > self._size):
             weight = self.read().detach()
-            self._shape, self._size = weight.shape, max(size, self._size)
-            self._sample = sample_value(matrix, weight, self._size).clone() if weight.shape == shape else None
+            self._shape = weight.shape
+            if weight.shape == shape:
+                self._size = max(size, self._least)
+                self._sample = sample_value(matrix, weight, self._size).clone()
         _check_shapes(shape, self._shape)
-        if self._sample is None:  # for the type checker
-            raise UnreadableError("skipped", "the reference is not read yet")
         self._sample = self._sample.to(on_float64_device(like).device)
         return reduce_sample(self._sample, matrix.size().n_elements, size)
 

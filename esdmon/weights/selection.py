@@ -45,10 +45,7 @@ def select(found: Sequence[Matrix], selection: Selection) -> dict[str, str]:
     low, high = _limits(selection)
     if layers == []:
         raise InputError("layers= is empty: leave it out to read all layers")
-    reasons = {matrix.name: _why_unselected(matrix, layers, exclude) for matrix in found}
-    for matrix in found:
-        reasons[matrix.name] = reasons[matrix.name] or _why_unfit(matrix, low, high)
-    return reasons
+    return {matrix.name: _why_unselected(matrix, layers, exclude) or _why_unfit(matrix, low, high) for matrix in found}
 
 
 def problems(found: Sequence[Matrix], selection: Selection, reasons: Mapping[str, str]) -> dict[str, InputError]:

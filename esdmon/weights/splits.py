@@ -64,7 +64,7 @@ def fragment_of(shape: Sequence[int], splits: Sequence[Split]) -> tuple[tuple[in
 
 
 def _blocks_apart(splits: Sequence[Split]) -> int:
-    """Return how many blocks of one side stay apart: as many as no later split of the same side makes parts."""
+    """Return in how many blocks of one side a rank's part lies; later splits of the side share out the blocks."""
     apart = 1
     for place, split in enumerate(splits):
         later = prod(other.parts for other in splits[place + 1 :])

@@ -55,8 +55,7 @@ def of_layers(weight: Tensor) -> Tensor:
 
     StyleGAN 2 has one layer in it, an ensemble several.
     """
-    layers, rows, columns = weight.shape[:3]
-    return weight.reshape(layers, rows, columns, -1).permute(0, 3, 1, 2).reshape(-1, rows, columns)
+    return convolution(weight.flatten(0, 1), groups=weight.shape[0])
 
 
 def flattened(weight: Tensor, *, groups: int = 1, dimensions: int | None = None) -> Tensor:

@@ -14,8 +14,8 @@ from torch import Tensor
 from esdmon.spectrum.arrays import Floats
 from esdmon.spectrum.lapack import eigenvalues_of_gram, nonnegative
 from esdmon.weights.device.blocks import cache_blocks
+from esdmon.weights.device.cuda import has_room
 from esdmon.weights.device.precision import rounds_products
-from esdmon.weights.device.transfers import has_room
 
 Solver = Callable[[Tensor, torch.dtype], Floats]
 """`(stack (slices, rows, columns), float32 or float64 to compute in) -> eigenvalues (slices, M)`, ascending.
@@ -73,9 +73,9 @@ def _solve_slice(tall: Tensor, dtype: torch.dtype) -> Floats:
 
 
 def gathered(stack: Tensor) -> Tensor:
-    """Return a stack, or a contiguous copy of one in which elements of neither a row nor a column are neighbours.
+    """Return the stack, or a contiguous copy if neither its rows nor its columns are contiguous.
 
-    So it is with the slices of a convolution: each pass gathers them from all over its weight.
+    Those of a convolution's slices are not: each pass over a slice reads from all over the weight.
     """
     return stack if 1 in stack.stride()[-2:] else stack.contiguous()
 

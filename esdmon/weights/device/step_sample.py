@@ -1,6 +1,7 @@
 """Measure how far one optimizer step moves each weight, from a few of its elements, between readings.
 
-The same elements of the gradients are compared with zero, since many optimizers go on to move a weight without one.
+The same elements of the gradients are compared with zero, since many optimizers keep moving a weight whose gradient is
+zero.
 
 On an accelerator nothing waits: the numbers are computed behind the training's own kernels, and are read at a later
 step.

@@ -13,7 +13,7 @@ from typing import Protocol, TypeAlias, final
 import torch
 from torch import Tensor
 
-from esdmon.weights.device.cuda import is_capturing
+from esdmon.weights.device.cuda import has_room, is_capturing
 
 Later: TypeAlias = Callable[[], Tensor]
 """Returns a tensor on the CPU; waits for it if it has not arrived."""
@@ -248,14 +248,3 @@ class _Pinned:
 
 _PINNED = _Pinned()
 """Pinned memory belongs to the process, and must outlive a monitor whose thread still reads."""
-_SHARE = 4  # of the free memory of a device at most one part in four is taken; our choice
-
-
-def has_room(device: torch.device, size: int) -> bool:
-    """Return whether a CUDA device has so many bytes free, four times over.
-
-    A request that fails makes torch give back all memory that it keeps for the training, and the training may then fail
-    to get it again. Memory that torch keeps and does not use does not count, since it may lie in pieces.
-    """
-    free, _ = torch.cuda.mem_get_info(device)
-    return _SHARE * size <= free

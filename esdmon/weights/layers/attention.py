@@ -34,26 +34,23 @@ def extract_attention(name: str, module: nn.Module) -> Sequence[Matrix] | None:
     found = [*_projections_of(name, module)]
     if not found:
         return _extract_from_parent(name, module) or None
-    matrices: list[Matrix] = []
-    for _, projection, size in found:
-        matrices += [projection.weight, *heads_of(projection, size=size)]
-    projections = {letter: projection for letter, projection, _ in found}
-    return [*matrices, *products_of(name, module, projections | output_of(name, module), size=_head_size(module))]
+    matrices = [matrix for _, projection in found for matrix in (projection.weight, *heads_of(projection))]
+    return [*matrices, *products_of(name, module, dict(found) | output_of(name, module))]
 
 
-def _projections_of(name: str, module: nn.Module) -> Iterator[tuple[str, Projection, int]]:
-    """Yield the letter of each projection, the projection, and the number of outputs of a head, 0 without heads."""
+def _projections_of(name: str, module: nn.Module) -> Iterator[tuple[str, Projection]]:
+    """Yield the letter of each projection, and the projection."""
     size = _head_size(module)
     for fused in _find_fused(module):
         read = partial(getattr, getattr(module, fused.attribute), "weight")
-        has_heads = "v" in fused.projections
+        head_size = size if "v" in fused.projections else 0
         for label, to_stack in fused.projections.items():
             whole = Matrix(f"{name}.{fused.attribute}/{label}", read, to_stack)
-            yield label, Projection(whole, outputs_last=fused.outputs_last), size if has_heads else 0
+            yield label, Projection(whole, outputs_last=fused.outputs_last, head_size=head_size)
     for attribute in _PROJECTIONS if size else ():
         if plain_weight(module, attribute) is not None:
             whole = Matrix(f"{name}.{attribute}", partial(getattr, getattr(module, attribute), "weight"), stacks.linear)
-            yield attribute[0], Projection(whole), size
+            yield attribute[0], Projection(whole, head_size=size)
 
 
 def _extract_from_parent(name: str, module: nn.Module) -> list[Matrix]:
@@ -64,22 +61,15 @@ def _extract_from_parent(name: str, module: nn.Module) -> list[Matrix]:
         inner = children.get(attribute)
         if inner is not None and output is not None:
             inside = f"{name}.{attribute}"
-            projections = {letter: projection for letter, projection, _ in _projections_of(inside, inner)}
-            products = products_of(
-                inside, inner, projections | output_of(f"{name}.output", output), size=_head_size(inner)
-            )
+            projections = dict(_projections_of(inside, inner)) | output_of(f"{name}.output", output)
+            products = products_of(inside, inner, projections)
             return [product for product in products if product.view == "ov"]
     return []
 
 
-def heads_of(projection: Projection, *, size: int) -> list[Matrix]:
-    """Return the heads of a projection, to be read on request.
-
-    Args:
-        projection: the whole.
-        size: outputs of one head; no heads are returned if the outputs are not a multiple of it, or it is 0.
-    """
-    whole, (outputs, _) = projection.weight, projection.shape()
+def heads_of(projection: Projection) -> list[Matrix]:
+    """Return the heads of a projection, to be read on request; none if its outputs are not a multiple of their size."""
+    whole, size, (outputs, _) = projection.weight, projection.head_size, projection.shape()
     if size <= 0 or outputs % size:
         return []
     take = partial(stacks.one_head, of=whole.to_stack, dim=2 if projection.outputs_last else 1, size=size)

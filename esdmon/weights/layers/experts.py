@@ -32,7 +32,7 @@ def extract_experts(name: str, module: nn.Module) -> Sequence[Matrix] | None:
     for attribute, weight in module.named_parameters(recurse=False):
         if weight.ndim == 3 and weight.shape[0] == count:
             found += _pooled(name, module, attribute)
-            found += _single_experts(name, module, attribute, weight.shape[0])
+            found += _single_experts(name, module, attribute, count)
     return found or None
 
 

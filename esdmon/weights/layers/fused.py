@@ -225,4 +225,4 @@ BY_NAME: dict[str, ByName] = {
     "Wi": _halves("input", "gate", "Wo.weight"),
     "Wqkv": _thirds("Wo", "out_proj"),
 }
-"""Name of a child -> how its weight is split in any module that has what else such a module has."""
+"""Name of a child -> how its weight is split in a module of any class, if its neighbours have the expected shapes."""

@@ -35,6 +35,8 @@ class Projection:
     weight: Matrix
     outputs_last: bool = False
     """True if the columns of its matrix are the outputs, instead of the rows."""
+    head_size: int = 0
+    """Outputs of one head; 0 for a projection without heads."""
 
     def read(self) -> Tensor:
         """Return the current weight, (outputs, inputs).
@@ -56,7 +58,7 @@ class Projection:
         return (columns, rows) if self.outputs_last else (rows, columns)
 
 
-def products_of(name: str, module: nn.Module, projections: Mapping[str, Projection], *, size: int) -> list[Matrix]:
+def products_of(name: str, module: nn.Module, projections: Mapping[str, Projection]) -> list[Matrix]:
     """Return `name/qk` and `name/ov`, which are read on request, if all their projections are known and fit.
 
     Args:
@@ -64,9 +66,9 @@ def products_of(name: str, module: nn.Module, projections: Mapping[str, Projecti
         module: the attention module, which is searched for norms of q and k.
         projections: the projections by their letters: q, k, v and o. Consecutive heads of q may share one head of k and
             v.
-        size: outputs of q in one head.
     """
     q, k, v, o = (projections[letter].shape() if letter in projections else (0, 0) for letter in "qkvo")
+    size = projections["q"].head_size if "q" in projections else 0
     heads, rest = divmod(q[0], size) if size > 0 else (0, 0)
     if rest or not heads:
         return []

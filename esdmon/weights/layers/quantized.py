@@ -77,7 +77,7 @@ def is_of_bitsandbytes(owner: object) -> bool:
 
 
 def unpack_4bit(packed: Any, state: Any = None) -> Tensor:
-    """Return the numbers that a weight of 4 bits of bitsandbytes represents, by a state that it may have lost."""
+    """Return the numbers that a 4-bit weight of bitsandbytes represents; `state` has its scales if it has lost them."""
     unpacked: Tensor = import_module("bitsandbytes.functional").dequantize_4bit(
         packed.data, state or packed.quant_state
     )
@@ -85,7 +85,7 @@ def unpack_4bit(packed: Any, state: Any = None) -> Tensor:
 
 
 def unpack_8bit(packed: Any, scale: Tensor | None = None) -> Tensor:
-    """Return the numbers that a weight of 8 bits of bitsandbytes represents, by scales that it may have handed over."""
+    """Return the numbers that an 8-bit weight of bitsandbytes represents; `scale` if the layer has taken its scales."""
     scale = packed.SCB if scale is None else scale
     unpacked: Tensor = import_module("bitsandbytes.functional").int8_vectorwise_dequant(packed.data, scale)
     return unpacked

@@ -62,12 +62,10 @@ def _extract_attention(name: str, module: nn.MultiheadAttention) -> list[Matrix]
     else:
         attributes = [f"{label}_proj_weight" for label in "qkv"]
         wholes = [Matrix(f"{name}.{each}", partial(getattr, module, each), stacks.linear) for each in attributes]
-    found: list[Matrix] = []
-    for whole in wholes:
-        found += [whole, *heads_of(Projection(whole), size=module.head_dim)]
-    projections = dict(zip("qkv", map(Projection, wholes), strict=True)) if len(wholes) == len("qkv") else {}
-    projections |= output_of(name, module)
-    return [*found, *products_of(name, module, projections, size=module.head_dim)]
+    projections = [Projection(whole, head_size=module.head_dim) for whole in wholes]
+    found = [matrix for projection in projections for matrix in (projection.weight, *heads_of(projection))]
+    by_letter = dict(zip("qkv", projections, strict=True)) if len(projections) == len("qkv") else {}
+    return [*found, *products_of(name, module, by_letter | output_of(name, module))]
 
 
 def _extract_recurrent(name: str, module: nn.RNNBase) -> list[Matrix]:
