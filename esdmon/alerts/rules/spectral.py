@@ -68,8 +68,8 @@ def over_regularized(
     `rank_collapse`: the few eigenvalues that are left can give any alpha; it mutes this rule. (3) Healthy layers with a
     heavy tail, such as recurrent layers and layers trained with Muon: the ERG tail does not confirm the alert.
 
-    The alert does not mean that accuracy falls: in `tests/benchmarks/unseen.py` it fell in none of seven runs, up to
-    800 steps later. If the validation loss still falls, wait.
+    The alert does not mean that accuracy falls: in `tests/benchmarks/unseen.py` it fell in none of six runs, up to 780
+    steps later. If the validation loss still falls, wait.
 
     Resolved when alpha is above 2.1, or the phase is random-like or bleeding-out.
 
