@@ -11,7 +11,7 @@ from typing import BinaryIO, final
 from esdmon.records import Report
 from esdmon.records.shortening import Restorer
 from esdmon.records.timeline import Timeline
-from esdmon.replay import EventReader, Run, parse
+from esdmon.replay import EventReader, RunState, parse
 from esdmon.run_files import nothing_read, unreadable
 from esdmon.sinks.members import MAGIC, members
 
@@ -132,7 +132,7 @@ class FollowedRun:
         self.is_cut = False
         """True if the file ends within compressed data: it was cut off, or is being written."""
         self._follower = Follower(path)
-        self._run: Run | None = None
+        self._run: RunState | None = None
         self._begin()
 
     def update(self) -> bool:
@@ -164,7 +164,7 @@ class FollowedRun:
 
     def _begin(self) -> None:
         self._restorer, self._reader = Restorer(), EventReader(self.path)
-        self._timelines: dict[Run, Timeline] = {}
+        self._timelines: dict[RunState, Timeline] = {}
         self._run = None
         self.timeline = Timeline()
 

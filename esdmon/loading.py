@@ -180,9 +180,9 @@ def load(run: str | Path, *, number: int | None = None) -> Run:
     return Run(path, tuple(reports), tuple(alerts), chosen, len(runs))
 
 
-def _joined(events: Iterable[tuple[replay.Run, Report | Alert]]) -> list[tuple[list[Report], list[Alert]]]:
+def _joined(events: Iterable[tuple[replay.RunState, Report | Alert]]) -> list[tuple[list[Report], list[Alert]]]:
     """Return the reports and alerts of each run; the parts of a resumed run are joined."""
-    parts: dict[replay.Run, tuple[list[Report], list[Alert]]] = {}
+    parts: dict[replay.RunState, tuple[list[Report], list[Alert]]] = {}
     for part, event in events:
         reports, alerts = parts.setdefault(part, ([], []))
         if isinstance(event, Report):

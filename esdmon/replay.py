@@ -35,7 +35,7 @@ _READ = {
 
 
 @dataclass(eq=False, slots=True)
-class Run:
+class RunState:
     """The state of one run in a file, up to the line that was read last."""
 
     latest: dict[str, LayerReport] = field(default_factory=dict)
@@ -83,7 +83,7 @@ def replay_with_faults(run: str | Path, rules: Iterable[AlertRule]) -> Replayed:
         InputError: as for `replay`.
     """
     rules = tuple(rules)
-    managers: dict[Run, AlertManager] = {}
+    managers: dict[RunState, AlertManager] = {}
     faults: list[Faults] = []
     alerts: list[Alert] = []
     for each, event in events_by_run(run):
@@ -112,7 +112,7 @@ def reports(run: str | Path) -> Iterator[Report]:
     return (event for _, event in events_by_run(run) if isinstance(event, Report))
 
 
-def events_by_run(run: str | Path) -> Iterator[tuple[Run, Report | Alert]]:
+def events_by_run(run: str | Path) -> Iterator[tuple[RunState, Report | Alert]]:
     """Yield the reports and alerts in a file, each with its run.
 
     Runs are distinguished by the id in their lines. If lines have no id, as in older versions, or an id occurs again, a
@@ -144,12 +144,12 @@ class EventReader:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self.runs: dict[str, Run] = {}
+        self.runs: dict[str, RunState] = {}
         """The runs in the file by the id in their lines; of several with one id the last."""
         self.lines: Counter[str] = Counter()
         """Number of lines by their kind."""
 
-    def events(self, found: Iterable[Record]) -> Iterator[tuple[Run, Report | Alert]]:
+    def events(self, found: Iterable[Record]) -> Iterator[tuple[RunState, Report | Alert]]:
         """Yield the reports and alerts of further records, each with its run."""
         for record in found:
             kind = str(record["kind"])
@@ -166,17 +166,17 @@ class EventReader:
             if event is not None:
                 yield run, event
 
-    def _run_of(self, record: Record) -> Run:
+    def _run_of(self, record: Record) -> RunState:
         run_id = str(record.get("run"))
         known = self.runs.get(run_id)
         # What was screened on an accelerator may be written at the due step after its own.
         is_free = record["kind"] in ("alert", "screened")
         if known is None or (not is_free and record["step"] <= known.step):
-            known = self.runs[run_id] = Run(run=str(record.get("run") or ""))
+            known = self.runs[run_id] = RunState(run=str(record.get("run") or ""))
         return known
 
 
-def _take(record: Record, run: Run) -> Report | Alert | None:
+def _take(record: Record, run: RunState) -> Report | Alert | None:
     """Add a record to the state of its run, and return the report or the alert that it completes."""
     if record["kind"] == "alert":
         return alert_from_record(record)
@@ -192,7 +192,7 @@ def _take(record: Record, run: Run) -> Report | Alert | None:
     return None
 
 
-def _report(summary: Record, run: Run) -> Report:
+def _report(summary: Record, run: RunState) -> Report:
     """Build the report of a summary line from the latest reading of each layer."""
     step = summary["step"]
     still, frozen, unchanged = (set(summary.get(key) or ()) for key in ("still", "frozen", "unchanged"))

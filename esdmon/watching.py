@@ -3,13 +3,11 @@
 The module is not named `watch`, because a submodule of this name would replace the function `esdmon.watch`.
 """
 
-import errno
 import itertools
 import logging
 import operator
 import time
-import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Unpack
@@ -19,7 +17,6 @@ from torch.optim import Optimizer
 
 from esdmon.alerts import AlertManager
 from esdmon.calls import explain_wrong_calls
-from esdmon.errors import InputError
 from esdmon.isolation import Faults
 from esdmon.limits import Limits
 from esdmon.options import WatchKeywords, WatchOptions, shows_options
@@ -31,6 +28,7 @@ from esdmon.runtime.clock import Clock
 from esdmon.runtime.context import Context
 from esdmon.runtime.escalation import Escalation
 from esdmon.runtime.monitor import Monitor
+from esdmon.runtime.older_monitors import close_older, remember
 from esdmon.runtime.optimizers import check_clock, optimizers_in
 from esdmon.runtime.pipeline.pipeline import ReadingPipeline
 from esdmon.runtime.ranks.agreement import raise_common
@@ -49,15 +47,11 @@ from esdmon.runtime.workers.processes import Processes
 from esdmon.schedule import Schedule
 from esdmon.schedule.budget import Budget
 from esdmon.schedule.workers import Workers
-from esdmon.sinks import Sink
 from esdmon.torch_private import job_store, outside_dispatch_modes, use_one_thread
 from esdmon.weights import Drift, Model, Transfers, opened
-from esdmon.weights.names import unwrap
 
 _log = logging.getLogger("esdmon")
 _made = itertools.count()  # monitors of a distributed job
-_watching: weakref.WeakKeyDictionary[Optimizer, list[tuple[weakref.ref[Monitor], int]]] = weakref.WeakKeyDictionary()
-"""The monitors whose steps an optimizer counts, each with the id of the model that it watches."""
 _NOT_CALLED = (
     "step() of the {} that watch() was given was not called outside of backward(). If another optimizer trains, give "
     "watch() that one, or none, and call monitor.step()"
@@ -192,9 +186,10 @@ def attach(
     )
     reader.transfers.waits = mode == "sync"
     rules = usable_rules(options.alert_config, reader.measures)
-    close_older = partial(_close_older, hooked, model)
-    sinks = _open_sinks(shared, close_older) if shared.leads else []
-    close_older()  # not before the sinks are open: a call that raises leaves the older monitor as it was
+    free = partial(close_older, hooked, model)
+    webhook = options.alert_config.webhook
+    sinks = open_sinks(options.sinks, known, webhook=webhook, free_addresses=free) if shared.leads else []
+    free()  # not before the sinks are open: a call that raises leaves the older monitor as it was
     budget, executor = _executor(shared, reader, mode, processes)
     readings, escalation = _readings(shared, reader, executor, budget, has_rules=bool(rules))
     actions = actions_for(options.alert_config, options.on_alert, known)
@@ -219,7 +214,7 @@ def attach(
     )
     if hooked is not None:
         monitor.at_close(Clock(hooked, monitor.hooked_step, faults).close)
-        _watching.setdefault(hooked, []).append((weakref.ref(monitor), _identity(model)))
+        remember(monitor, hooked, model)
     reader.held.log_what_is_not_held(reader.matrices, reader.model.named_parameters)
     _log.info("esdmon: %s", reader.coverage)
     return monitor
@@ -306,42 +301,6 @@ def _readings(
     if not has_rules:
         return readings, None
     return readings, Escalation(StepSampling(reader.steps, budget), None if job is None else readings)
-
-
-def _open_sinks(shared: _Shared, close_older: Callable[[], object]) -> list[tuple[str, Sink]]:
-    """Return the open sinks; close an older monitor of the model first where it may serve the address of one."""
-    options = shared.options
-    open_them = partial(open_sinks, options.sinks, options.known, webhook=options.alert_config.webhook)
-    try:
-        return open_them()
-    except InputError as error:
-        if not (isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.EADDRINUSE):
-            raise
-    close_older()
-    return open_them()
-
-
-def _close_older(optimizer: Optimizer | None, model: Model) -> None:
-    """Close a monitor of the same optimizer and model: a notebook cell that ran again."""
-    if optimizer is None:
-        return
-    for reference, watched in _watching.pop(optimizer, ()):
-        older = reference()
-        if older is None or older.closed:
-            continue
-        if watched != _identity(model):
-            _watching.setdefault(optimizer, []).append((reference, watched))
-            continue
-        _log.warning(
-            "esdmon: another monitor already watched this model and optimizer. It is closed now, at step %d. "
-            "To watch one model twice, leave the optimizer out of the second watch() and call its step().",
-            older.steps,
-        )
-        older.close()
-
-
-def _identity(model: Model) -> int:
-    return id(unwrap(model)) if isinstance(model, torch.nn.Module) else id(model)
 
 
 def _ranks(limits: Limits) -> Coordinator | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from esdmon.errors import check_content, local_path, unwritable
 from esdmon.records import Report
 from esdmon.records.text import count
-from esdmon.replay import Run, events_by_run
+from esdmon.replay import RunState, events_by_run
 from esdmon.run_files import FILE_NAMES
 from esdmon.webpage.report import html
 from esdmon.webpage.run_data import RunData
@@ -45,7 +45,7 @@ def read(run: str) -> list[RunData]:
     """
     path = Path(run).expanduser()
     name = _name_of(path)
-    by_run: dict[Run, RunData] = {}
+    by_run: dict[RunState, RunData] = {}
     for each, event in events_by_run(path):
         data = by_run.setdefault(each, RunData(name))
         if isinstance(event, Report):

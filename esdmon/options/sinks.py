@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
 
-from esdmon.errors import unwritable
+from esdmon.errors import InputError, unwritable
 from esdmon.isolation import describe
 from esdmon.notice import notice
 from esdmon.plugins import Plugins
@@ -20,6 +21,8 @@ from esdmon.plugins.manager import shown
 from esdmon.sinks import Sink
 
 Sinks = str | Sink | Sequence[str | Sink] | None
+_Given = tuple[str | Sink, bool]
+"""A sink, and whether it is one of "auto"."""
 
 _log = logging.getLogger("esdmon")
 
@@ -42,23 +45,37 @@ def check_sinks(sinks: Sinks, known: Plugins) -> None:
             known.check_sink(spec)
 
 
-def open_sinks(sinks: Sinks, known: Plugins, *, webhook: str = "") -> list[tuple[str, Sink]]:
+def open_sinks(
+    sinks: Sinks, known: Plugins, *, webhook: str = "", free_addresses: Callable[[], object]
+) -> list[tuple[str, Sink]]:
     """Return open sinks, each with its name in messages.
 
     Args:
         sinks: as given to `watch()`.
         known: the plugins, which open `scheme:target`.
         webhook: an address that alerts are posted to as well; empty for none.
+        free_addresses: called if an address is in use, before the sinks are opened again.
 
     Raises:
         InputError: for a sink that cannot be opened; those that were opened before it are closed.
     """
-    several: list[tuple[str | Sink, bool]] = []  # each with whether it is one of "auto"
+    several: list[_Given] = []
     for given in listed(sinks):
         several += [(spec, True) for spec in _automatic(known)] if given == "auto" else [(given, False)]
     several = _once(several)
     if webhook:
         several.append((f"webhook:{webhook}", False))
+    try:
+        return _opened(several, known)
+    except InputError as error:
+        if not (isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.EADDRINUSE):
+            raise
+    free_addresses()
+    return _opened(several, known)
+
+
+def _opened(several: Sequence[_Given], known: Plugins) -> list[tuple[str, Sink]]:
+    """Open all sinks; close those that are open if one of them cannot be opened."""
     opened: list[tuple[str, Sink]] = []
     try:
         for spec, is_automatic in several:
@@ -79,9 +96,9 @@ def open_sinks(sinks: Sinks, known: Plugins, *, webhook: str = "") -> list[tuple
     return opened
 
 
-def _once(several: Sequence[tuple[str | Sink, bool]]) -> list[tuple[str | Sink, bool]]:
+def _once(several: Sequence[_Given]) -> list[_Given]:
     """Return sinks without those that would write to the same place as one before them, with a warning for each."""
-    kept: dict[str | int, tuple[str | Sink, bool]] = {}
+    kept: dict[str | int, _Given] = {}
     for spec, is_automatic in several:
         scheme, _, target = spec.partition(":") if isinstance(spec, str) else ("", "", "")
         place = f"{scheme}:{os.path.normpath(target)}" if isinstance(spec, str) else id(spec)

@@ -41,7 +41,7 @@ class Stack(Protocol):
     """Matrices of one shape with their decompositions: the weight divided by a scale, and stacks derived from it."""
 
     def eigenvalues(self, precision: Precision, *, of: str = "weight") -> Floats:
-        """Return the eigenvalues of AᵀA, (slices, M); `of` is "weight" or a key of `Facts.also`."""
+        """Return the eigenvalues of AᵀA, (slices, M); `of` is "weight" or an item of `Weight.also`."""
 
     def eigenvectors(self) -> tuple[Floats, Floats]:
         """Return eigenvalues (slices, M) and eigenvectors (slices, M, M) of AᵀA of the weight, in float64."""
@@ -57,27 +57,36 @@ class Stack(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
-    """Properties of a weight that are known before its stack is decomposed."""
+class Weight:
+    """Properties of a weight, and what of it is computed."""
 
+    dtype: str
+    """Type in which the weight is stored; its stack may have a wider type."""
+    view: str
+    kind: str
+    exact: bool
+    """True if everything is computed in float64."""
+    also: frozenset[str]
+    """The requested optional parts: "vectors", "shuffled", "equalised", "windows"; see `Spectrum`."""
+    least: int
+    """Smallest number of eigenvalues of a weight that is read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What is known of a weight before its stack is decomposed."""
+
+    weight: Weight
     shape: tuple[int, int]
     """(N, M) of a slice, N >= M."""
     scale: float
     """Number that the weight was divided by."""
     elements: Elements
-    dtype: str
-    """Type in which the weight is stored."""
-    view: str
-    kind: str
-    exact: bool
-    """True if everything is computed in float64."""
-    also: frozenset[str] = frozenset()
-    """The requested optional parts: "vectors", "shuffled", "equalised", "windows"; see `Spectrum`."""
 
     @property
     def may_have_scales(self) -> bool:
         """Return whether noise with unequal scales is considered: only if the matrix is large enough for a phase."""
-        return self.view not in PRODUCTS and self.shape[1] >= _MIN_M
+        return self.weight.view not in PRODUCTS and self.shape[1] >= _MIN_M
 
 
 def spectrum_of(stack: Stack, facts: Facts, laws: Laws = separable_laws) -> Spectrum:
@@ -85,7 +94,7 @@ def spectrum_of(stack: Stack, facts: Facts, laws: Laws = separable_laws) -> Spec
 
     Args:
         stack: the matrices, without dead rows and columns.
-        facts: properties of the weight.
+        facts: what is known of them.
         laws: computes the laws of noise with the scales of rows and columns.
     """
     one = _decomposed(stack, facts)
@@ -99,37 +108,38 @@ def spectrum_of(stack: Stack, facts: Facts, laws: Laws = separable_laws) -> Spec
 
 def _decomposed(stack: Stack, facts: Facts) -> Spectrum:
     """Return the spectrum of a stack without its scales, in float32 where this is accurate enough."""
-    (n, m), also = facts.shape, facts.also
+    (n, m), weight, also = facts.shape, facts.weight, facts.weight.also
     to_spectrum = facts.scale**2 / n
+    derived = partial(_derived, stack, exact=weight.exact)
     create = partial(
         Spectrum.from_eigenvalues,
         shape=facts.shape,
         # The matrix that represents a product has its singular values, but not its elements.
-        elements=None if facts.view in PRODUCTS else facts.elements,
-        dtype=facts.dtype,
-        view=facts.view,
-        kind=facts.kind,
-        shuffled=_derived(stack, facts, "shuffled") * to_spectrum if "shuffled" in also else None,
-        equalised=_derived(stack, facts, "equalised") / n if "equalised" in also else None,
-        windows=_derived(stack, facts, "windows") * facts.scale**2 / m if "windows" in also else None,
+        elements=None if weight.view in PRODUCTS else facts.elements,
+        dtype=weight.dtype,
+        view=weight.view,
+        kind=weight.kind,
+        shuffled=derived("shuffled") * to_spectrum if "shuffled" in also else None,
+        equalised=derived("equalised") / n if "equalised" in also else None,
+        windows=derived("windows") * facts.scale**2 / m if "windows" in also else None,
     )
     if "vectors" in also:
         lam, vectors = stack.eigenvectors()
         return create(lam * to_spectrum, vectors=vectors)
-    if not facts.exact:
+    if not weight.exact:
         quick = create(stack.eigenvalues("float32") * to_spectrum, precision="float32")
         if _is_safe(quick):
             return quick
     full = create(stack.eigenvalues("float64") * to_spectrum)
-    if facts.dtype == "float64" and full.nonzero.size < full.eigenvalues.size:
+    if weight.dtype == "float64" and full.nonzero.size < full.eigenvalues.size:
         return create(np.square(stack.singular_values()) * to_spectrum, from_gram=False)
     return full
 
 
-def _derived(stack: Stack, facts: Facts, name: str) -> Floats:
+def _derived(stack: Stack, name: str, *, exact: bool) -> Floats:
     """Return the eigenvalues of a derived stack, in float64 if many are small."""
-    lam = stack.eigenvalues("float64" if facts.exact else "float32", of=name)
-    return lam if facts.exact or _has_few_small(lam) else stack.eigenvalues("float64", of=name)
+    lam = stack.eigenvalues("float64" if exact else "float32", of=name)
+    return lam if exact or _has_few_small(lam) else stack.eigenvalues("float64", of=name)
 
 
 def _beyond_spikes(one: Spectrum, stack: Stack) -> Spectrum:

@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, Self, TypeAlias, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,6 +60,10 @@ class Sides(ABC):
     def by_slice(self) -> Floats:
         """Return the sum over the rows of each slice."""
 
+    @abstractmethod
+    def keep(self, rows: Bools, columns: Bools) -> Self:
+        """Return the margins of some rows and columns; the others contribute less than 1e-6 to a sum of squares."""
+
     def alive_slices(self, shape: tuple[int, ...]) -> Bools:
         """Return a mask of the slices that are not dead, by the rule of `alive`.
 
@@ -90,6 +94,7 @@ class Sides(ABC):
         return int(np.sum(is_below(WEAK, rows))), int(np.sum(is_below(WEAK, columns)))
 
 
+@final
 @dataclass(frozen=True, slots=True)
 class Margins(Sides):
     """Mean squares, or scales, of the rows and columns of each slice, in float64."""
@@ -107,8 +112,8 @@ class Margins(Sides):
         """Return the sum over the rows of each slice."""
         return self.rows.sum(axis=1)
 
-    def keep(self, rows: Bools, columns: Bools) -> "Margins":
-        """Return the margins of some rows and columns; the others contribute less than 1e-6 to a sum of squares."""
+    def keep(self, rows: Bools, columns: Bools) -> Self:
+        """Return the margins of some rows and columns."""
         return Margins(
             self.rows[:, rows] * (columns.size / max(1, int(columns.sum()))),
             self.columns[:, columns] * (rows.size / max(1, int(rows.sum()))),

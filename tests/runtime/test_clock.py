@@ -6,6 +6,7 @@ import gc
 import socket
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -221,19 +222,23 @@ def test_a_call_that_raises_leaves_the_older_monitor_open(caplog: pytest.LogCapt
     older.close()
 
 
-def test_a_second_watch_takes_over_the_address_of_the_first(caplog: pytest.LogCaptureFixture) -> None:
-    """The port of Prometheus is free once the older monitor is closed."""
+def test_a_second_watch_takes_over_the_address_of_the_first(
+    caplog: pytest.LogCaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The port of Prometheus is free once the older monitor is closed. Each run has one folder."""
+    monkeypatch.chdir(tmp_path)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         sink = f"prometheus:{free.getsockname()[1]}"
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    older = esdmon.watch(model, optimizer, every=2, sinks=[sink])
-    with esdmon.watch(model, optimizer, every=2, sinks=[sink]) as newer:
+    older = esdmon.watch(model, optimizer, every=2, sinks=["auto", sink])
+    with esdmon.watch(model, optimizer, every=2, sinks=["auto", sink]) as newer:
         backward(model)
         optimizer.step()
     assert older.closed
     assert newer.steps == 1
+    assert len(list((tmp_path / "runs").iterdir())) == 2
     message, *_ = warnings(caplog)
     assert "another monitor already watched this model" in message
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from esdmon.errors import UnreadableError
 from esdmon.spectrum import Spectrum
 from esdmon.spectrum.decomposition import spectrum_of
-from esdmon.spectrum.preparation import prepare
+from esdmon.spectrum.preparation import prepare_array
 from esdmon.weights import Matrix, export, read_spectrum, solve_lapack
 from tests.matrices import pareto
 
@@ -81,7 +81,7 @@ def read(weight: Tensor, view: str = "weight", also: tuple[str, ...] = ALSO) -> 
     matrix = Matrix("matrix", lambda: weight, lambda stack: stack, view=view)
     exported = export(matrix, also=also)
     arrays = np.ascontiguousarray(exported.stack)
-    return read_spectrum(matrix, also=also, solver=solve_lapack), spectrum_of(*prepare(arrays, exported.weight))
+    return read_spectrum(matrix, also=also, solver=solve_lapack), spectrum_of(*prepare_array(arrays, exported.weight))
 
 
 @pytest.mark.parametrize("name", WEIGHTS)
@@ -168,5 +168,5 @@ def test_what_cannot_be_read_has_the_same_reason(weight: Tensor) -> None:
         read_spectrum(matrix)
     exported = export(matrix)
     with pytest.raises(UnreadableError, match=r".") as by_arrays:
-        prepare(exported.stack, exported.weight)
+        prepare_array(exported.stack, exported.weight)
     assert (by_arrays.value.status, by_arrays.value.reason) == (by_tensors.value.status, by_tensors.value.reason)

@@ -8,9 +8,9 @@ import numpy as np
 
 from esdmon.runtime.workers.measured import Measured, measure
 from esdmon.spectrum.arrays import Floats
-from esdmon.spectrum.decomposition import spectrum_of
+from esdmon.spectrum.decomposition import Weight, spectrum_of
 from esdmon.spectrum.margins import Array
-from esdmon.spectrum.preparation import Weight, prepare
+from esdmon.spectrum.preparation import prepare_array
 from esdmon.spectrum.recent_laws import RecentLaws
 
 
@@ -57,7 +57,7 @@ class Order:
 def run(job: WorkerJob, stack: Array) -> Outcome:
     """Compute the spectrum of a stack of matrices, and the numbers of its record."""
     try:
-        spectrum = spectrum_of(*prepare(stack, job.weight), job.laws)
+        spectrum = spectrum_of(*prepare_array(stack, job.weight), job.laws)
         if job.directions is not None:
             spectrum = spectrum.with_directions(*job.directions)
         return Outcome(measure(spectrum, job.measures, follows=job.follows), job.laws)

@@ -4,30 +4,22 @@ Which spectrum, and in which precision: see `esdmon.spectrum.decomposition`.
 """
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TypeAlias, final
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from esdmon.spectrum import Elements, Spectrum
+from esdmon.spectrum import Spectrum
 from esdmon.spectrum.arrays import Floats
-from esdmon.spectrum.decomposition import Facts, Precision, spectrum_of
+from esdmon.spectrum.decomposition import Precision, Weight, spectrum_of
 from esdmon.spectrum.hu2025 import window_starts
-from esdmon.spectrum.margins import Array
-from esdmon.spectrum.preparation import (
-    Weight,
-    check_extremes,
-    check_size,
-    check_zero,
-    safe_scale,
-    shuffled_order,
-)
+from esdmon.spectrum.margins import Array, Bools
+from esdmon.spectrum.preparation import Operations, prepare, shuffled_order
 from esdmon.spectrum.recent_laws import Laws
 from esdmon.spectrum.scales import Scales
 from esdmon.spectrum.separable import separable_laws
-from esdmon.spectrum.spectrum import PRODUCTS
 from esdmon.weights.device.blocks import widened
 from esdmon.weights.device.directions import directions_of
 from esdmon.weights.device.margins import Margins, equalise, scales_of
@@ -35,7 +27,7 @@ from esdmon.weights.device.precision import on_float64_device, read_weight, roun
 from esdmon.weights.device.rest import scales_of_rest
 from esdmon.weights.device.solvers import Solver, gathered, solve_lapack, solve_torch
 from esdmon.weights.device.sums import sum_up
-from esdmon.weights.device.traps import trap_elements
+from esdmon.weights.device.traps import far_elements
 from esdmon.weights.matrix import Matrix
 from esdmon.weights.validation import min_eigenvalues
 
@@ -73,10 +65,13 @@ def read_spectrum(
         UnreadableError: if the weight holds no numbers, NaN or infinities, only zeros, or too few eigenvalues.
     """
     weight = on_float64_device(read_weight(matrix))
-    properties = _properties(matrix, weight, precision, kind, also)
     with torch.no_grad(), without_autocast(weight.device.type):
-        stack, facts = _prepare(_stack_of(matrix, weight), properties, solver)
-        spectrum = spectrum_of(stack, facts, laws)
+        stack = _stack_of(matrix, weight)
+        exact = precision == "exact" or _needs_float64(stack)
+        properties = _properties(matrix, weight, kind=kind, exact=exact, also=also)
+        solver = solver if stack.device.type == "cpu" else solve_torch
+        stack, margins, facts = prepare(_arranged(stack, solver), properties, _OPERATIONS)
+        spectrum = spectrum_of(_TensorStack(stack, margins, solver), facts, laws)
         directions = _directions(matrix, weight, also)
         return spectrum if directions is None else spectrum.with_directions(*directions, last_directions)
 
@@ -99,16 +94,24 @@ def export(matrix: Matrix, *, precision: str = "auto", kind: str = "", also: Col
     """
     weight = on_float64_device(read_weight(matrix))
     with torch.no_grad(), without_autocast(weight.device.type):
-        wide: Array = widened(_stack_of(matrix, weight)).cpu().numpy()
-        return Exported(_properties(matrix, weight, precision, kind, also), wide, _directions(matrix, weight, also))
+        stack = widened(_stack_of(matrix, weight)).cpu()
+        exact = precision == "exact" or _needs_float64(stack)
+        properties = _properties(matrix, weight, kind=kind, exact=exact, also=also)
+        return Exported(properties, stack.numpy(), _directions(matrix, weight, also))
 
 
-def _properties(matrix: Matrix, weight: Tensor, precision: str, kind: str, also: Collection[str]) -> Weight:
+def _needs_float64(stack: Tensor) -> bool:
+    """Return whether a stack has float64 numbers, or is on a device that may round float32 products."""
+    # On CUDA eigenvalues are computed in float64 in any case; where the product has to be, all is.
+    return stack.dtype == torch.float64 or (stack.device.type == "cuda" and rounds_products("cuda"))
+
+
+def _properties(matrix: Matrix, weight: Tensor, *, kind: str, exact: bool, also: Collection[str]) -> Weight:
     return Weight(
         dtype=str(weight.dtype).removeprefix("torch."),
         view=matrix.view,
         kind=kind,
-        exact=precision == "exact",
+        exact=exact,
         also=frozenset(also),
         least=min_eigenvalues(matrix.view),
     )
@@ -159,63 +162,6 @@ class _TensorStack:
         return scales_of_rest(self.stack, counts)
 
 
-def _prepare(stack: Tensor, weight: Weight, solver: Solver) -> tuple[_TensorStack, Facts]:
-    """Return the arguments of `spectrum_of`; `esdmon.spectrum.preparation` does so for arrays.
-
-    16-bit numbers are not converted here: a solver converts them block by block.
-
-    Args:
-        stack: (slices, rows, columns).
-        weight: properties of the weight.
-        solver: computes the eigenvalues of a weight on a CPU.
-
-    Raises:
-        UnreadableError: if the weight contains NaN or infinities, only zeros, or too few eigenvalues.
-    """
-    solver = solver if stack.device.type == "cpu" else solve_torch
-    stack = _arranged(stack, solver)
-    sums = sum_up(stack)
-    largest = check_extremes(
-        sums.minimum, sums.maximum, size=stack.numel(), count_bad=lambda: int((~torch.isfinite(stack)).sum())
-    )
-    check_zero(largest, tuple(stack.shape), weight.least)
-    minimum, maximum, scale = sums.minimum, sums.maximum, safe_scale(largest, is_double=stack.dtype == torch.float64)
-    if scale != 1:
-        stack = (stack if stack.dtype == torch.float64 else stack.float()) / scale
-        sums = sum_up(stack)
-    slices, is_product = sums.margins.alive_slices(tuple(stack.shape)), weight.view in PRODUCTS
-    if not (is_product or slices.all()):
-        stack = stack[torch.from_numpy(slices)]
-        sums = sum_up(stack)
-    whole, margins, dead_rows, dead_columns = stack, sums.margins, 0, 0
-    if not is_product:  # the rows of the matrix that represents a product are not units of a layer
-        stack, margins, dead_rows, dead_columns = _drop_dead(stack, margins)
-    weak_rows, weak_columns = margins.weak() if stack.numel() else (0, 0)
-    elements = Elements(
-        sums.mean * scale,
-        sums.variance * scale**2,
-        minimum,
-        maximum,
-        zero_rows=dead_rows,
-        zero_columns=dead_columns,
-        zeros=stack.numel() - int(torch.count_nonzero(stack)) if sums.may_have_zeros else 0,
-        rows=stack.shape[1],
-        columns=stack.shape[2],
-        weak_rows=weak_rows,
-        weak_columns=weak_columns,
-        zero_slices=slices.size - whole.shape[0],
-        slices=stack.shape[0],
-    )
-    check_size(tuple(stack.shape), weight.least, elements)
-    n, m = max(stack.shape[1:]), min(stack.shape[1:])
-    elements = replace(elements, trap=trap_elements(whole, elements, n=n, m=m, scale=scale))
-    # On CUDA eigenvalues are computed in float64 in any case; where the product has to be, all is.
-    is_wide = stack.device.type == "cuda" and rounds_products("cuda", stack.dtype)
-    exact = weight.exact or stack.dtype == torch.float64 or is_wide
-    facts = Facts((n, m), scale, elements, weight.dtype, weight.view, weight.kind, exact, weight.also)
-    return _TensorStack(stack, margins, solver), facts
-
-
 def _arranged(stack: Tensor, solver: Solver) -> Tensor:
     """Return the stack, or a contiguous copy of scattered slices; large ones LAPACK copies itself, a few at a time."""
     # In 16 bits, where each pass converts as well, that takes longer than it saves.
@@ -223,15 +169,12 @@ def _arranged(stack: Tensor, solver: Solver) -> Tensor:
     return stack if is_left else gathered(stack)
 
 
-def _drop_dead(stack: Tensor, margins: Margins) -> tuple[Tensor, Margins, int, int]:
-    """Remove rows and columns that are dead in all slices; return the rest, its margins and the numbers removed."""
-    rows, columns = margins.alive()
-    dead_rows, dead_columns = int(np.sum(~rows)), int(np.sum(~columns))
-    if dead_rows:
-        stack = stack[:, torch.from_numpy(rows)]
-    if dead_columns:
-        stack = stack[:, :, torch.from_numpy(columns)]
-    return stack, margins.keep(rows, columns) if dead_rows or dead_columns else margins, dead_rows, dead_columns
+def _divide(stack: Tensor, scale: float) -> Tensor:
+    return (stack if stack.dtype == torch.float64 else stack.float()) / scale
+
+
+def _keep(stack: Tensor, mask: Bools, dimension: int) -> Tensor:
+    return stack[(slice(None),) * dimension + (torch.from_numpy(mask),)]
 
 
 def _shuffled(stack: Tensor) -> Tensor:
@@ -252,3 +195,12 @@ _DERIVED: dict[str, Callable[[Tensor, Margins], Tensor]] = {
     "equalised": equalise,
     "windows": lambda stack, _: _windows(stack),
 }
+_OPERATIONS: Operations[Tensor, Margins] = Operations(  # none converts a whole stack of 16 bits
+    sum_up=sum_up,
+    count_nonfinite=lambda stack: int((~torch.isfinite(stack)).sum()),
+    count_zeros=lambda stack: stack.numel() - int(torch.count_nonzero(stack)),
+    is_double=lambda stack: stack.dtype == torch.float64,
+    divide=_divide,
+    keep=_keep,
+    far_elements=far_elements,
+)

@@ -27,6 +27,7 @@ from esdmon.spectrum.scales import Scales
 from esdmon.weights.device.blocks import large_blocks, widened
 
 
+@final
 @dataclass(frozen=True, slots=True)
 class Margins(Sides):
     """Mean squares, or scales, of the rows and columns of each slice, in float64 on the weight's device."""
@@ -45,7 +46,7 @@ class Margins(Sides):
         return _numbers(self.rows.sum(dim=1))
 
     def keep(self, rows: Bools, columns: Bools) -> "Margins":
-        """Return the margins of some rows and columns; the others add less than 1e-6 to a sum of squares."""
+        """Return the margins of some rows and columns."""
         return Margins(
             self.rows[:, torch.from_numpy(rows)] * (columns.size / max(1, int(columns.sum()))),
             self.columns[:, torch.from_numpy(columns)] * (rows.size / max(1, int(rows.sum()))),

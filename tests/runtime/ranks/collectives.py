@@ -1,17 +1,13 @@
 """Steps of a monitor in which no rank may call a collective."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TypeVar
 
 import pytest
 from torch import distributed
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.debug import CommDebugMode
 
-import esdmon
-
-Weights = TypeVar("Weights")
 COLLECTIVES = ("all_reduce", "all_gather", "all_gather_object", "broadcast", "barrier", "gather", "reduce", "new_group")
 
 
@@ -28,13 +24,3 @@ def no_collective() -> Iterator[CommDebugMode]:
         for name in ("full_tensor", "redistribute"):
             patch.setattr(DTensor, name, refused)
         yield counted
-
-
-def monitored_step(monitor: esdmon.Monitor, gather: Callable[[], Weights]) -> tuple[int, Weights]:
-    """Call `monitor.step()`, and return its number of collectives and the weights, when all ranks have read."""
-    with no_collective() as counted:
-        monitor.step()
-    weights = gather()
-    monitor.flush(10)
-    distributed.barrier()
-    return counted.get_total_counts(), weights

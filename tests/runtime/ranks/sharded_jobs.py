@@ -1,8 +1,10 @@
 """Train models that are spread over the ranks of a job, and compare what is read with readings of the whole model."""
 
+import json
 import math
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -19,6 +21,7 @@ from esdmon.runtime.reading.options import ReadingOptions
 from esdmon.runtime.reading.reader import Reader
 from esdmon.sinks import MemorySink
 from esdmon.weights import Selection
+from tests.runtime.ranks.collectives import no_collective
 from tests.runtime.ranks.sharded_ways import made
 
 STEPS = 5
@@ -80,6 +83,67 @@ def train(way: str, *, watched: bool) -> dict[str, Any]:
         monitor.close(timeout=20)
     moved = [layer.update_ratio for layer in sink.reports[-1] if layer.trainable] if sink.reports else []
     return {"losses": losses, "moved": moved, "left": left} | compared(monitor, sink, whole, states)
+
+
+@dataclass
+class Training:
+    """A training of a model that another library has spread over the ranks, without a hook on its optimizer."""
+
+    model: Any
+    step: Callable[[], Any]
+    """Trains one step, and returns its losses."""
+    gather: Callable[[], dict[str, Tensor]]
+    """Returns the weights of the whole model, by collectives."""
+
+
+@dataclass
+class TrainedTwice:
+    """The same training with a monitor and without."""
+
+    losses: list[Any]
+    plain: list[Any]
+    """The losses without a monitor."""
+    collectives: int
+    """Number of collectives that the monitor has called in the steps."""
+    monitor: esdmon.Monitor
+    sink: MemorySink
+    states: dict[int, dict[str, Tensor]]
+    """The weights of the whole model after each step."""
+
+    def compared(self, whole: Any) -> dict[str, Any]:
+        """How the readings differ from those of the whole model, and what `check_undisturbed` needs."""
+        result = compared(self.monitor, self.sink, whole, self.states)
+        return result | {"losses": self.losses, "plain": self.plain, "collectives": self.collectives}
+
+
+def train_twice(begin: Callable[[], Training], steps: int, **options: Any) -> TrainedTwice:
+    """Begin a training with a monitor, which reads after each step, and begin it again without one."""
+    training, sink = begin(), MemorySink()
+    losses, collectives, states = [], 0, {}
+    monitor = esdmon.watch(training.model, every=1, budget=None, sinks=[sink], **options)
+    for step in range(1, steps + 1):
+        losses.append(training.step())
+        with no_collective() as counted:
+            monitor.step()
+        collectives += counted.get_total_counts()
+        states[step] = training.gather()
+        monitor.flush(10)
+        distributed.barrier()
+    monitor.close(timeout=20)
+    plain = begin()
+    return TrainedTwice(losses, [plain.step() for _ in range(steps)], collectives, monitor, sink, states)
+
+
+def check_undisturbed(ranks: Sequence[dict[str, dict[str, Any]]]) -> None:
+    """The losses of each rank are those without a monitor, to the last bit; no step has a collective of the monitor.
+
+    Only rank 0 reports. No rank has an error.
+    """
+    for rank, results in enumerate(ranks):
+        for way, result in results.items():
+            assert json.dumps(result["losses"]) == json.dumps(result["plain"]), way  # some losses are NaN
+            assert (result["collectives"], result["errors"]) == (0, []), way
+            assert rank == 0 or result["read"] == [], way
 
 
 @contextmanager

@@ -6,12 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
-import esdmon
-from esdmon.sinks import MemorySink
 from tests.ranks import results_in, torchrun
 from tests.runtime.ranks import deepspeed_jobs
-from tests.runtime.ranks.collectives import monitored_step
-from tests.runtime.ranks.sharded_jobs import check_read, compared
+from tests.runtime.ranks.sharded_jobs import Training, check_read, check_undisturbed, train_twice
 
 pytestmark = deepspeed_jobs.MARKS
 STEPS = 5
@@ -38,40 +35,30 @@ def whole_state(engine: Any, whole: Any) -> dict[str, Tensor]:
     return state
 
 
-def train(*, watched: bool) -> dict[str, Any]:
-    """A few steps; what was read, and how it differs from readings of the whole model."""
-    model, whole = llama(), llama()
+def begin() -> Training:
+    whole = llama()
     config = {"train_micro_batch_size_per_gpu": 2, "tensor_parallel": {"autotp_size": 2}}
-    engine, _ = deepspeed_jobs.engine_of(model, **config)
-    sink, losses, counts = MemorySink(), list[float](), 0
-    states: dict[int, dict[str, Tensor]] = {}
-    monitor = esdmon.watch(engine, every=1, budget=None, sinks=[sink]) if watched else None
-    for step in range(1, STEPS + 1):
-        ids = torch.randint(0, 128, (2, 16), generator=torch.Generator().manual_seed(step))
+    engine, _ = deepspeed_jobs.engine_of(llama(), **config)
+    generator = torch.Generator().manual_seed(1)
+
+    def step() -> float:
+        ids = torch.randint(0, 128, (2, 16), generator=generator)
         loss = engine(ids, labels=ids).loss
         engine.backward(loss)
         engine.step()
-        losses.append(loss.item())
-        if monitor is not None:
-            n_collectives, states[step] = monitored_step(monitor, lambda: whole_state(engine, whole))
-            counts += n_collectives
-    if monitor is None:
-        return {"losses": losses}
-    monitor.close(timeout=20)
-    return compared(monitor, sink, whole, states) | {"losses": losses, "collectives": counts}
+        return float(loss)
+
+    return Training(engine, step, lambda: whole_state(engine, whole))
 
 
 def rank_of_a_job(folder: str) -> None:
-    deepspeed_jobs.run(folder, lambda: train(watched=True) | {"plain": train(watched=False)["losses"]})
+    deepspeed_jobs.run(folder, lambda: {"autotp": train_twice(begin, STEPS).compared(llama())})
 
 
 def test_readings_and_losses_are_those_of_the_whole_model(tmp_path: Path) -> None:
     """Of the gathered weights, and of the same training without a monitor; a step has no collective of the monitor."""
     torchrun(rank_of_a_job, str(tmp_path))
-    first, second = results_in(tmp_path, 2)
-    check_read({"autotp": first})
-    assert len(first["names"]) == 7
-    for result in (first, second):
-        assert result["losses"] == result["plain"]
-        assert result["collectives"] == 0
-    assert second["read"] == []
+    results = results_in(tmp_path, 2)
+    check_read(results[0])
+    check_undisturbed(results)
+    assert len(results[0]["autotp"]["names"]) == 7

@@ -1,8 +1,10 @@
 """A GPT of Megatron-Core whose weights are split by tensor parallel, on ranks of a CPU."""
 
+import itertools
 import json
 import logging
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,9 @@ from torch.nn import functional
 
 import esdmon
 from esdmon.errors import InputError
-from esdmon.sinks import MemorySink
 from esdmon.trainers.optimizers import readable
 from tests.ranks import results_in, torchrun
-from tests.runtime.ranks.collectives import monitored_step
-from tests.runtime.ranks.sharded_jobs import check_read, compared
+from tests.runtime.ranks.sharded_jobs import Training, check_read, check_undisturbed, train_twice
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 pytest.importorskip("megatron.core", reason="Megatron-Core has packages for Linux only")
@@ -146,27 +146,25 @@ def backward(model: Any, step: int) -> float:
     return math.nan
 
 
-def train(way: str, *, watched: bool) -> dict[str, Any]:
-    """A few steps; what was read, and how it differs from readings of the whole model."""
+def begin(way: str) -> Training:
     model = network(way, WAYS[way][0])
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    sink, losses, counts = MemorySink(), list[float](), 0
-    states: dict[int, dict[str, Tensor]] = {}
-    options: dict[str, Any] = {"every": 1, "budget": None, "sinks": [sink], "layers": LAYERS}
-    monitor = esdmon.watch(model, **options) if watched else None
-    for step in range(1, STEPS + 1):
+    steps = itertools.count(1)
+
+    def step() -> float:
         optimizer.zero_grad()
-        losses.append(backward(model, step))
+        loss = backward(model, next(steps))
         optimizer.step()
-        if monitor is not None:
-            n_collectives, states[step] = monitored_step(monitor, lambda: gathered(way, model))
-            counts += n_collectives
-    if monitor is None:
-        return {"losses": losses}
-    monitor.close(timeout=20)
+        return loss
+
+    return Training(model, step, lambda: gathered(way, model))
+
+
+def train(way: str) -> dict[str, Any]:
+    """What was read, and how it differs from readings of the whole model, which has the same losses."""
+    trained = train_twice(partial(begin, way), STEPS, layers=LAYERS)
     whole = network(way, 1)
-    read = compared(monitor, sink, whole, states)
-    return read | {"losses": losses, "collectives": counts, "whole": whole_losses(way, whole, states)}
+    return trained.compared(whole) | {"whole": whole_losses(way, whole, trained.states)}
 
 
 def whole_losses(way: str, whole: Any, states: dict[int, dict[str, Tensor]]) -> list[float]:
@@ -210,8 +208,7 @@ def rank_of_a_job(folder: str, ways: tuple[str, ...]) -> None:
     check_wrapped()
     if distributed.get_world_size() == 2:
         check_stages()
-    results = {way: train(way, watched=True) | {"plain": train(way, watched=False)["losses"]} for way in ways}
-    Path(f"{folder}/result-{rank}.json").write_text(json.dumps(results))
+    Path(f"{folder}/result-{rank}.json").write_text(json.dumps({way: train(way) for way in ways}))
     distributed.barrier()
     distributed.destroy_process_group()
 
@@ -235,12 +232,7 @@ def test_readings_are_those_of_the_whole_model(results: list[dict[str, Any]]) ->
 
 
 def test_no_rank_is_disturbed(results: list[dict[str, Any]]) -> None:
-    """Losses without a monitor are the same to the last bit, and a step has no collective of the monitor."""
-    for rank, ways in enumerate(results):
-        for way, result in ways.items():
-            assert json.dumps(result["losses"]) == json.dumps(result["plain"]), way
-            assert result["collectives"] == 0, way
-            assert rank == 0 or result["read"] == [], way
+    check_undisturbed(results)
 
 
 def test_its_optimizers_are_refused() -> None:
