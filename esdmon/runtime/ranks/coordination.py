@@ -11,7 +11,7 @@ import json
 import secrets
 import time
 from collections import deque
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import final
 
 from esdmon.limits import Limits
@@ -93,15 +93,14 @@ class Coordinator:
         """On rank 0: return whether tables were announced since the last `take_tables`."""
         return self._store.add("joined", 0) > self._taken
 
-    def take_tables(self) -> list[Table]:
-        """On rank 0: return the tables that were announced since the last call."""
-        tables = []
+    def take_tables(self) -> Iterator[Table]:
+        """On rank 0: yield the tables that were announced since the last call, without those that it has yielded."""
         last = self._store.add("joined", 0)
         while self._taken < last and self._store.has(f"joined/{self._taken + 1}"):
+            key = self._store.value(f"joined/{self._taken + 1}").decode()
+            table = Table.from_json(self._store.text(key))
             self._taken += 1
-            key = self._store.value(f"joined/{self._taken}").decode()
-            tables.append(Table.from_json(self._store.text(key)))
-        return tables
+            yield table
 
     def leave(self) -> None:
         """Announce that this rank closes its monitor, and will neither send nor fetch anything."""
