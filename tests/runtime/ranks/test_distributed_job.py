@@ -155,6 +155,33 @@ def test_tables_that_can_never_be_joined_are_given_up() -> None:
     assert failed == [0, 1, 2, 3]
 
 
+def test_answers_that_come_after_they_were_given_up_do_not_stay_in_the_store() -> None:
+    """In a job whose ranks do not go step by step one may always be late."""
+    store = CountingStore()
+    run = Run(store)
+    n_keys = []
+    for step in range(1, 41):
+        run.job.faults.begin(step, Plan(1, ()), {})
+        run.job._take(step, [1])
+        if step > 5:
+            run.other.answer(step - 5, {}, {}, 1.0)
+        n_keys.append(len(store.values))
+    assert max(n_keys) == max(n_keys[:10])
+
+
+def test_holders_that_no_plan_names_any_more_do_not_stay_in_the_store() -> None:
+    """A rank that fails from time to time is paused and comes back: each makes a version of the holdings."""
+    store = CountingStore()
+    leader = Coordinator(store, 0, 2)
+    n_keys = []
+    for version in range(1, 101):
+        for parameter in range(version, version + 3):
+            leader.give_holders(version, f"{parameter % 32}", [])
+        n_keys.append(len(store.values))
+        assert leader.holders(max(1, version - 7), f"{max(1, version - 7) % 32}") == ()
+    assert max(n_keys) == max(n_keys[:20])
+
+
 @pytest.mark.parametrize("has_answered", [True, False])
 def test_nobody_waits_for_a_rank_that_has_closed(*, has_answered: bool) -> None:
     """Nor is it blamed: its loop was shorter, or was broken off a step earlier. What it had sent is taken."""
