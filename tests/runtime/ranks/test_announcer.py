@@ -104,15 +104,17 @@ def test_a_rank_that_cannot_listen_tries_less_and_less_often(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Looking up its address may take time. It is one line in the log."""
+    steps: list[int] = []
     tried = []
 
     def refuse(*_: object, **__: object) -> socket.socket:
-        tried.append(step)
+        tried.append(steps[-1])
         raise OSError(99, "Cannot assign requested address")
 
     monkeypatch.setattr(socket, "create_server", refuse)
     job = Job()
     for step in range(1, 21):
+        steps.append(step)
         job.announcer.refresh()
     assert tried == [1, 2, 4, 8, 12, 16, 20]
     assert job.announced() == [(False, False)]
