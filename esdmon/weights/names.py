@@ -86,10 +86,10 @@ def _walk(
 def _named_child(name: str, attribute: str, child: nn.Module, module: nn.Module) -> tuple[str, nn.Module]:
     """Return a child with its name.
 
-    A layer that peft has wrapped in an adapter, or in prompts, keeps the name of the wrapper. So does the only copy that peft trains in
-    the place of a layer (`modules_to_save`), as in the file of the adapter; the layer itself is `….original_module`.
-    A layer of Megatron has its number in the whole model, as in Megatron's checkpoints: each pipeline stage counts its
-    own from 0.
+    A layer that peft has wrapped in an adapter, or in prompts, keeps the name of the wrapper. So does the only copy
+    that peft trains in the place of a layer (`modules_to_save`), as in the file of the adapter; the layer itself is
+    `….original_module`. A layer of Megatron has its number in the whole model, as in Megatron's checkpoints: each
+    pipeline stage counts its own from 0.
     """
     attribute = storable(attribute)
     number = vars(child).get("layer_number")
