@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from torch import nn
 
 from esdmon.encoding import storable
-from esdmon.torch_private import children_of
+from esdmon.torch_private import children_of, parameters_of
 
 # By package and class name: importing these classes would load dynamo, the distributed package, or peft.
 _INNER_ATTRIBUTES = {
@@ -29,7 +29,10 @@ _INNER_ATTRIBUTES = {
     ("opacus", "AbstractGradSampleModule"): "_module",
     ("peft", "PeftModel"): "base_model",
     ("peft", "BaseTuner"): "model",
+    ("peft", "AdaptionPromptModel"): "model",
 }
+PROMPT = "adaption_prompt"
+"""The parameter that peft's LLaMA-Adapter adds to an attention layer, in a wrapper whose child `model` is the layer."""
 _KERAS_VARIABLES = "_torch_params"
 """The dictionary of a layer of Keras with its variables and those of all layers inside it, by their paths."""
 
@@ -83,17 +86,17 @@ def _walk(
 def _named_child(name: str, attribute: str, child: nn.Module, module: nn.Module) -> tuple[str, nn.Module]:
     """Return a child with its name.
 
-    A layer that peft has wrapped in an adapter keeps the name of the wrapper. So does the only copy that peft trains in
-    the place of a layer (`modules_to_save`), as in the file of the adapter; the layer itself is `….original_module`.
-    A layer of Megatron has its number in the whole model, as in Megatron's checkpoints: each pipeline stage counts its
-    own from 0.
+    A layer that peft has wrapped in an adapter, or in prompts, keeps the name of the wrapper. So does the only copy
+    that peft trains in the place of a layer (`modules_to_save`), as in the file of the adapter; the layer itself is
+    `….original_module`. A layer of Megatron has its number in the whole model, as in Megatron's checkpoints: each
+    pipeline stage counts its own from 0.
     """
     attribute = storable(attribute)
     number = vars(child).get("layer_number")
     if isinstance(number, int) and attribute.isdecimal() and type(child).__module__.startswith("megatron."):
         attribute = str(number - 1)
     if type(module).__module__.startswith("peft."):
-        if attribute == "base_layer":
+        if attribute == "base_layer" or (attribute == "model" and PROMPT in parameters_of(module)):
             return name, child
         copies = [*children_of(child).values()] if attribute == "modules_to_save" else []
         if len(copies) == 1 and copies[0] is not None:

@@ -104,7 +104,9 @@ class ReadingPipeline(Readings):
             with self._budget.spending():
                 self._choose_device(self._source.solvable())
         if self._executor.on_the_spot or self._executor.on_device:
-            self._source.settle()
+            with self._budget.spending():
+                synchronise = self._source.synchronizer()
+            synchronise()
 
     def advance(self, *, waiting: bool = False) -> None:
         """Check which copies have arrived from an accelerator, and let threads begin allowed readings."""

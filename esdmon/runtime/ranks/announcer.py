@@ -32,6 +32,8 @@ class Announcer:
         self._ranks = ranks
         self._limits = limits
         self._address = ""
+        self._pause = self._left = 0
+        """Calls of `refresh` between the last two tries to listen, and until the next."""
         self.has_joined = False
         """Whether this rank has announced what it holds."""
         self.n_listed = 0
@@ -48,13 +50,13 @@ class Announcer:
         return False if self.has_joined or self._ranks.token() is None else self.refresh()
 
     def refresh(self) -> bool:
-        """Announce the table of this rank, if it is not announced yet or the model has changed.
+        """Announce the table of this rank, if it is not announced yet, the model has changed, or it now has an address.
 
         Returns:
             Whether the model has changed.
         """
         has_changed = self._source.refresh()
-        if not self.has_joined or has_changed:
+        if not self.has_joined or has_changed or self._listens_at_last():
             token = self._ranks.token()
             if token is not None:  # else rank 0 does not watch yet
                 self._ranks.announce(self._table(token))
@@ -65,7 +67,8 @@ class Announcer:
         matrices, parts = self._source.parts.holdings()
         self.n_listed = len(matrices)
         if parts and self.exchange is None:
-            self._open_exchange(token)
+            self.exchange = FragmentExchange(token, self._limits.copied_bytes, self._limits.fragment_seconds)
+            self._listen(self.exchange)
         address = self._address if parts else ""
         if parts and not address:
             parts = {name: replace(part, fragment=None) for name, part in parts.items()}
@@ -73,15 +76,34 @@ class Announcer:
         copies, pauses = not self._executor.on_the_spot, self._executor.pauses
         return Table(self._ranks.rank, address, matrices, parts, skipped, copies=copies, pauses=pauses)
 
-    def _open_exchange(self, token: bytes) -> None:
-        """Listen for the ranks that fetch fragments; where that fails, there is no address."""
-        self.exchange = FragmentExchange(token, self._limits.copied_bytes, self._limits.fragment_seconds)
+    def _listens_at_last(self) -> bool:
+        """Try again to listen if this rank could not; return whether it can now."""
+        if self.exchange is None or self._address:
+            return False
+        self._left -= 1
+        if self._left > 0:
+            return False
+        self._listen(self.exchange)
+        return bool(self._address)
+
+    def _listen(self, exchange: FragmentExchange) -> None:
+        """Listen for the ranks that fetch fragments; where that fails there is no address, and a later try."""
         try:
-            self._address = self.exchange.open()
-        except OSError as error:
+            self._address = exchange.open()
+        except (OSError, RuntimeError) as error:  # the process may open no file, or start no thread, for now
+            if not self._pause:
+                _log.warning(
+                    "esdmon: rank %d cannot listen for the other ranks: %s. Until it can, weights of which it holds a "
+                    "part are not read; it tries again at later due steps. Set GLOO_SOCKET_IFNAME to the interface of "
+                    "the job if it never can.",
+                    self._ranks.rank,
+                    describe(error),
+                )
+            self._pause = self._left = min(max(1, 2 * self._pause), self._limits.longest_pause)
+            return
+        if self._pause:
             _log.warning(
-                "esdmon: rank %d cannot listen for the other ranks: %s. Weights of which it holds a part are not "
-                "read; set GLOO_SOCKET_IFNAME to the interface of the job.",
+                "esdmon: rank %d listens for the other ranks now. Weights of which it holds a part are read from now "
+                "on.",
                 self._ranks.rank,
-                describe(error),
             )

@@ -11,7 +11,7 @@ import json
 import secrets
 import time
 from collections import deque
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import final
 
 from esdmon.limits import Limits
@@ -23,7 +23,9 @@ from esdmon.runtime.workers.source import Answer
 from esdmon.schedule.fragments import Fragment
 
 _KEPT_PLANS = 8  # due steps whose plan stays in the store, and versions of the holders: ranks may be behind
+_LATE = 4  # due steps for which all ranks may be late, and what they send then is still removed; our choice
 _ROLES = 3  # roles of a rank that stay in the store, since its plan may be of an earlier version
+_AT_ONCE = 2  # old texts that are removed for each new one, so that no step removes many; our choice
 _POLL = 0.02  # seconds between two polls for the problems of other ranks
 
 
@@ -48,6 +50,10 @@ class Coordinator:
         """Number of times that the monitor has loaded a checkpoint."""
         self._taken = 0
         self._left: tuple[int, ...] = ()
+        self._late: deque[str] = deque(maxlen=_LATE * size)
+        """Keys of messages that were given up before they arrived."""
+        self._holders: deque[tuple[int, str]] = deque()
+        """The holders in the store: version and parameter."""
         self._plans: deque[str] = deque()
         self._extra_plans: deque[str] = deque()
         if rank == 0:
@@ -93,15 +99,14 @@ class Coordinator:
         """On rank 0: return whether tables were announced since the last `take_tables`."""
         return self._store.add("joined", 0) > self._taken
 
-    def take_tables(self) -> list[Table]:
-        """On rank 0: return the tables that were announced since the last call."""
-        tables = []
+    def take_tables(self) -> Iterator[Table]:
+        """On rank 0: yield the tables that were announced since the last call, without those that it has yielded."""
         last = self._store.add("joined", 0)
         while self._taken < last and self._store.has(f"joined/{self._taken + 1}"):
+            key = self._store.value(f"joined/{self._taken + 1}").decode()
+            table = Table.from_json(self._store.text(key))
             self._taken += 1
-            key = self._store.value(f"joined/{self._taken}").decode()
-            tables.append(Table.from_json(self._store.text(key)))
-        return tables
+            yield table
 
     def leave(self) -> None:
         """Announce that this rank closes its monitor, and will neither send nor fetch anything."""
@@ -136,12 +141,14 @@ class Coordinator:
         return Role(local, {name: tuple(replicas) for name, replicas in copies.items()})
 
     def give_holders(self, version: int, parameter: str, holders: Sequence[Holder]) -> None:
-        """On rank 0: send which ranks serve the fragments of a parameter; delete the entry of eight versions before."""
+        """On rank 0: send which ranks serve the fragments of a parameter; remove those of eight versions before."""
         plain = [[holder.rank, holder.fragment.to_plain(), holder.address] for holder in holders]
         self._store.put(f"holders/{version}/{parameter}", json.dumps(plain))
-        before = f"holders/{version - _KEPT_PLANS}/{parameter}"
-        if self._store.has(before):
-            self._store.delete(before)
+        self._holders.append((version, parameter))
+        for _ in range(_AT_ONCE):
+            if self._holders[0][0] <= version - _KEPT_PLANS:
+                since, old = self._holders.popleft()
+                self._store.delete(f"holders/{since}/{old}")
 
     def holders(self, version: int, parameter: str) -> tuple[Holder, ...]:
         """Return the ranks that serve the fragments of a parameter."""
@@ -214,6 +221,7 @@ class Coordinator:
             readings |= {name: (layer_from_plain(layer), seconds) for name, (layer, seconds) in plain.items()}
             failures[rank] = {int(other): why for other, why in failed.items()}
             seconds[rank] = sum(taken for _, taken in plain.values())
+        self._give_up([self._key("answer", step, rank) for rank in missing])
         return Answers(readings, failures, paces, seconds, tuple(missing))
 
     def give_norms(self, step: int, norms: RankNorms) -> None:
@@ -230,9 +238,30 @@ class Coordinator:
             self._store.delete(key)
         return found
 
+    def give_up_norms(self, step: int, ranks: Iterable[int]) -> None:
+        """On rank 0: remove the norms of these ranks for a due step, also if they arrive later."""
+        self._give_up([self._key("norms", step, rank) for rank in ranks])
+
     def end(self) -> None:
         """Release the store, which is empty from then on."""
         self._store.close()
+
+    def _give_up(self, keys: Sequence[str]) -> None:
+        """Remove messages that are not awaited any more, and earlier ones that have arrived since they were given up.
+
+        Only rank 0 removes messages, as it alone reads them: a store would wait for a key that another rank removes
+        meanwhile.
+        """
+        missing = [key for key in keys if not self._remove(key)]
+        checked = [self._late.popleft() for _ in range(min(len(self._late), _AT_ONCE * len(missing)))]
+        self._late += [key for key in checked if not self._remove(key)] + missing
+
+    def _remove(self, key: str) -> bool:
+        """Remove a text; return False if there is none."""
+        if not self._store.has(key):
+            return False
+        self._store.delete(key)
+        return True
 
     def _plan(self, key: str) -> Plan | None:
         text = self._store.find(key)

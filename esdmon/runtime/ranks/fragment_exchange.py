@@ -94,11 +94,21 @@ class FragmentExchange:
     _busy: BoundedSemaphore = field(default_factory=lambda: BoundedSemaphore(_AT_ONCE))
 
     def open(self) -> str:
-        """Listen on the job's interface, and return the address as `host port`."""
+        """Listen on the job's interface, and return the address as `host port`.
+
+        Raises:
+            OSError: if there is no such address, or no file descriptor.
+            RuntimeError: if no thread can be started.
+        """
         host = own_address()
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        server = self._server = socket.create_server((host, 0), family=family)
-        Thread(target=self._accept, args=(server,), name="esdmon-fragments", daemon=True).start()
+        server = socket.create_server((host, 0), family=family)
+        try:
+            Thread(target=self._accept, args=(server,), name="esdmon-fragments", daemon=True).start()
+        except RuntimeError:
+            server.close()
+            raise
+        self._server = server
         return f"{host} {server.getsockname()[1]}"
 
     def keep(self, key: str, copy: FragmentCopy, size: int, *, owner: int) -> None:

@@ -11,6 +11,7 @@ from esdmon.runtime.ranks.holdings import Holdings, Table, join
 from esdmon.runtime.ranks.messages import Role
 
 _IN_THREAD = 4000  # ranks × matrices from which a thread joins the tables: it takes a fifth of a second. Our choice.
+_TRIES = 3  # more attempts after an error, at due steps; our choice
 _SETTLED = 2  # due steps without changes after which all ranks that watch are known; our choice
 
 
@@ -46,7 +47,11 @@ class Membership:
         """State as of the last `update`."""
         self.left: frozenset[int] = frozenset()
         """Ranks that have closed their monitors, as of the last check; no rank waits for them."""
+        self._tables: dict[int, Table] = {}
+        """The tables that were taken from the store, joined or not."""
         self._joining: Future[Joined] | None = None
+        self._tries = 0
+        """Attempts left to join tables after an error."""
         self._quiet = 0
         """Number of consecutive due steps without changes."""
 
@@ -91,13 +96,16 @@ class Membership:
             if is_due:  # not at the steps before the first due one
                 self.look_who_left()
             paused = frozenset(filter(self._is_paused, self.present))
-            if self._ranks.has_tables() or (paused, self.left) != (self.known.paused, self.known.left):
+            has_failed = is_due and self._tries > 0
+            if has_failed or self._ranks.has_tables() or (paused, self.left) != (self.known.paused, self.known.left):
+                self._tries = self._tries - 1 if has_failed else _TRIES
                 self._joining = self._begin(paused, in_thread=self._ranks.size * n_matrices > _IN_THREAD)
         self._quiet = 0 if self._joining else self._quiet + is_due
         if self._joining is None or not self._joining.done():
             return False
         joining, self._joining = self._joining, None
         self.known = joining.result()
+        self._tries = 0
         return True
 
     def _begin(self, paused: frozenset[int], *, in_thread: bool) -> Future[Joined]:
@@ -118,7 +126,9 @@ class Membership:
 
     def _join(self, paused: frozenset[int], left: frozenset[int]) -> Joined:
         before, version = self.known, self.known.version + 1
-        tables = {**before.tables, **{table.rank: table for table in self._ranks.take_tables()}}
+        for table in self._ranks.take_tables():
+            self._tables[table.rank] = table
+        tables = dict(self._tables)
         holdings = join(tables, paused, left)
         copies = holdings.copies()
         roles = {rank: Role(holdings.local_names(rank), copies.get(rank, {})) for rank in tables}

@@ -157,15 +157,14 @@ class JobNorms:
         if planned:
             self._expected.append((step, planned))
         while len(self._expected) > _AWAITED_STEPS:
-            self._expected.popleft()
+            self._ranks.give_up_norms(*_awaited(*self._expected.popleft()))
         return planned
 
     def take(self) -> list[JobScreening]:
         """Return the norms of due steps for which all ranks have sent theirs."""
         found: list[JobScreening] = []
         for step, planned in tuple(self._expected):
-            ranks = frozenset[int]().union(*(each.ranks for each in planned.values()))
-            sent = self._ranks.take_norms(step, sorted(ranks))
+            sent = self._ranks.take_norms(*_awaited(step, planned))
             if sent is not None:
                 self._expected.remove((step, planned))
                 slowest = max(norms.seconds for norms in sent.values())
@@ -177,6 +176,11 @@ class JobNorms:
         """Discard the planned and the expected norms."""
         self._planned = {}
         self._expected.clear()
+
+
+def _awaited(step: int, planned: Mapping[str, _Planned]) -> tuple[int, list[int]]:
+    """Return a due step and the ranks that send norms for it."""
+    return step, sorted(frozenset[int]().union(*(each.ranks for each in planned.values())))
 
 
 def _place(name: str, holdings: Holdings) -> tuple[str | int, frozenset[int]]:

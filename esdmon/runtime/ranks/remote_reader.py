@@ -61,7 +61,9 @@ class RemoteReader(Readings):
     def settle(self) -> None:
         """Synchronise the device, if readings are finished when they are begun."""
         if self._executor.on_the_spot:
-            self._source.settle()
+            with self._executor.budget.spending():
+                synchronise = self._source.synchronizer()
+            synchronise()
 
     def advance(self, *, waiting: bool = False) -> None:
         """Check which copies have arrived from an accelerator, and let threads begin allowed readings."""

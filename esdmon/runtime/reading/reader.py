@@ -122,9 +122,9 @@ class Reader:
         """Return whether errors are raised."""
         return self._faults.strict
 
-    def settle(self) -> None:
-        """Synchronise the accelerators, so that pending training kernels are not counted as monitoring cost."""
-        self.model.settle()
+    def synchronizer(self) -> Callable[[], None]:
+        """Return a function that synchronises the accelerators that hold weights."""
+        return self.model.synchronizer()
 
     @property
     def is_idle(self) -> bool:

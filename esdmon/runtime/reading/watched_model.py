@@ -69,10 +69,16 @@ class WatchedModel:
         """Return whether any weight is on an accelerator."""
         return bool(self._accelerators())
 
-    def settle(self) -> None:
-        """Synchronise the accelerators, so that pending training kernels are not counted as monitoring cost."""
-        for device in self._accelerators():
-            torch.accelerator.synchronize(device)
+    def synchronizer(self) -> Callable[[], None]:
+        """Return a function that synchronises the accelerators that hold weights."""
+        # On other machines all parameters would be looked at in vain, at each due step.
+        devices = self._accelerators() if torch.accelerator.is_available() else ()
+
+        def synchronise() -> None:
+            for device in devices:
+                torch.accelerator.synchronize(device)
+
+        return synchronise
 
     def refresh(self) -> bool:
         """Find the matrices again if the model has other parameters than before; called at the start of each due step.

@@ -30,8 +30,12 @@ class Source(Protocol):
     def coverage(self) -> Coverage:
         """Return the part of the model that is read."""
 
-    def settle(self) -> None:
-        """Synchronise the device, so that pending training kernels are not counted as monitoring cost."""
+    def synchronizer(self) -> Callable[[], None]:
+        """Return a function that synchronises the devices of the weights.
+
+        After it pending training kernels are not counted as monitoring cost. Finding the devices takes time in a model
+        of many parameters, and is such a cost.
+        """
 
     @property
     def is_idle(self) -> bool:

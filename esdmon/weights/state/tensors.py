@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from esdmon.errors import InputError
+from esdmon.weights.names import PROMPT
 from esdmon.weights.state.entries import State
 from esdmon.weights.state.renamed import name_in_module
 
@@ -93,12 +94,23 @@ def _clean_names(tensors: Mapping[str, Tensor]) -> dict[str, str]:
         prefix = _common_prefix(clean, tensors)
     if any(_LORA.search(name) for name in tensors):
         clean = {name: _BASE_LAYER.sub("", shown) for name, shown in clean.items()}
-    by_path = _by_paths_of_keras(clean)
+    by_path = _by_paths_of_keras(_without_prompts(clean))
     found: dict[str, str] = {}
     for name, shown in by_path.items():
         is_taken = shown in found or (shown != name and by_path.get(shown) == shown)  # by another tensor
         found[name if is_taken or not shown else shown] = name
     return found
+
+
+def _without_prompts(clean: Mapping[str, str]) -> Mapping[str, str]:
+    """Return the names without the part `model` of attention layers that peft's LLaMA-Adapter has wrapped."""
+    around = [shown.removesuffix(PROMPT) for shown in clean.values() if shown.endswith(f".{PROMPT}")]
+
+    def as_in_model(shown: str) -> str:
+        layer = next((each for each in around if shown.startswith(f"{each}model.")), None)
+        return shown if layer is None else layer + shown.removeprefix(f"{layer}model.")
+
+    return {name: as_in_model(shown) for name, shown in clean.items()} if around else clean
 
 
 def _by_paths_of_keras(clean: Mapping[str, str]) -> Mapping[str, str]:

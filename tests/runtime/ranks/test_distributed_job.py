@@ -9,6 +9,7 @@ from esdmon.runtime.ranks.assignments import Assigned
 from esdmon.runtime.ranks.coordination import Coordinator
 from esdmon.runtime.ranks.distributed_job import DistributedJob
 from esdmon.runtime.ranks.holdings import Holdings, Listed, Table
+from esdmon.runtime.ranks.membership import Membership
 from esdmon.runtime.ranks.messages import Assignment, Plan
 from esdmon.runtime.ranks.sharing import Reads
 from esdmon.schedule.budget import Budget
@@ -19,8 +20,8 @@ from tests.clocks import FakeClock
 class Run:
     """Two ranks, each with a weight of its own; rank 0 has no idle core."""
 
-    def __init__(self) -> None:
-        store = CountingStore()
+    def __init__(self, store: CountingStore | None = None) -> None:
+        store = store or CountingStore()
         leader, self.other = Coordinator(store, 0, 2), Coordinator(store, 1, 2)
         self.faults = Faults()
         self.clock = FakeClock()
@@ -101,6 +102,84 @@ def test_two_threads_look_who_has_closed() -> None:
     store.ranks = leader
     assert leader.left() == {1}
     assert leader.left() == {1}
+
+
+class Breaks(CountingStore):
+    """A store that fails at some accesses to some keys."""
+
+    broken = ""
+    n_failures = 0
+
+    def _fail(self, key: str) -> None:
+        if self.broken and self.n_failures and key.startswith(self.broken):
+            self.n_failures -= 1
+            raise ConnectionError("the store cannot be reached")
+
+    def get(self, key: str) -> bytes:
+        self._fail(key)
+        return super().get(key)
+
+    def set(self, key: str, value: str | bytes) -> None:
+        self._fail(key)
+        super().set(key, value)
+
+
+@pytest.mark.parametrize("broken", ["table/0", "table/1", "role/0", "role/1"])
+def test_tables_that_could_not_be_joined_are_joined_at_the_next_due_step(broken: str) -> None:
+    """They are announced once: the weights of a rank were not read in the rest of the run."""
+    store = Breaks()
+    run = Run(store)
+    leader = Membership(Coordinator(store, 0, 2), lambda _: False)
+    store.broken, store.n_failures = broken, 1
+    with pytest.raises(ConnectionError, match="cannot be reached"):
+        leader.update(1, is_due=True)
+    assert leader.update(1, is_due=True)
+    assert leader.known.tables.keys() == {0, 1}
+    assert leader.known.holdings.matrices.keys() == {"a", "b"}
+    assert run.other.role(leader.known.version) is not None
+    assert not leader.update(1, is_due=True)
+
+
+def test_tables_that_can_never_be_joined_are_given_up() -> None:
+    """What is known without them is still read."""
+    store = Breaks()
+    Run(store)
+    leader = Membership(Coordinator(store, 0, 2), lambda _: False)
+    store.broken, store.n_failures = "role/1", 1000
+    failed = []
+    for step in range(10):
+        try:
+            assert not leader.update(1, is_due=True)
+        except ConnectionError:
+            failed.append(step)
+    assert failed == [0, 1, 2, 3]
+
+
+def test_answers_that_come_after_they_were_given_up_do_not_stay_in_the_store() -> None:
+    """In a job whose ranks do not go step by step one may always be late."""
+    store = CountingStore()
+    run = Run(store)
+    n_keys = []
+    for step in range(1, 41):
+        run.job.faults.begin(step, Plan(1, ()), {})
+        run.job._take(step, [1])
+        if step > 5:
+            run.other.answer(step - 5, {}, {}, 1.0)
+        n_keys.append(len(store.values))
+    assert max(n_keys) == max(n_keys[:10])
+
+
+def test_holders_that_no_plan_names_any_more_do_not_stay_in_the_store() -> None:
+    """A rank that fails from time to time is paused and comes back: each makes a version of the holdings."""
+    store = CountingStore()
+    leader = Coordinator(store, 0, 2)
+    n_keys = []
+    for version in range(1, 101):
+        for parameter in range(version, version + 3):
+            leader.give_holders(version, f"{parameter % 32}", [])
+        n_keys.append(len(store.values))
+        assert leader.holders(max(1, version - 7), f"{max(1, version - 7) % 32}") == ()
+    assert max(n_keys) == max(n_keys[:20])
 
 
 @pytest.mark.parametrize("has_answered", [True, False])

@@ -1,17 +1,15 @@
 """Copies that other ranks fetch: each link fails alone, and only ranks of the job are answered."""
 
-import os
-import resource
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path
+from contextlib import suppress
 
 import pytest
 
 from esdmon.runtime.ranks.fragment_exchange import FragmentExchange, Moved, PeerError
+from tests.descriptors import without_descriptors
 
 TOKEN = b"the key of the job"
 MOVED = Moved(1.0, 4.0)
@@ -165,22 +163,6 @@ def test_closing_does_not_wait_for_ranks_that_have_closed(holder: tuple[Fragment
     exchange.drain(20, lambda: next(looks))
     assert list(looks) == []
     assert exchange.n_kept == 2
-
-
-@contextmanager
-def without_descriptors() -> Iterator[socket.socket]:
-    """Let this process open no further file, and yield a socket that was made before."""
-    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with socket.socket() as client, ExitStack() as files:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (client.fileno() + 1, limits[1]))
-        try:
-            with suppress(OSError):
-                while True:
-                    files.enter_context(Path(os.devnull).open("rb"))
-            yield client
-        finally:
-            files.close()
-            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 def test_a_rank_serves_again_once_it_has_a_descriptor(holder: tuple[FragmentExchange, str]) -> None:

@@ -207,7 +207,8 @@ class Job:
     """Two ranks that hold halves of two matrices; rank 1 has other names for them, and U and T for itself."""
 
     def __init__(self) -> None:
-        store, clock = CountingStore(), FakeClock()
+        clock = FakeClock()
+        self.store = store = CountingStore()
         budget = Budget(0.01, clock=clock.perf_counter, cpu_clock=lambda: 0.0)
         self.ranks = [Coordinator(store, rank, 2) for rank in range(2)]
         self.sources = [Source(clock, V=9.0, W=1.0), Source(clock, own_V=7.0, own_W=3.0)]
@@ -311,6 +312,21 @@ def test_a_rank_that_does_not_send_is_waited_for_three_due_steps() -> None:
     for step in range(1, 5):
         job.compute(1, step)
     assert [each.step for each in job.take()] == [2, 2, 3, 3, 4, 4]
+
+
+@pytest.mark.parametrize("late", [0, 5])
+def test_norms_that_are_no_longer_awaited_do_not_stay_in_the_store(late: int) -> None:
+    """Neither those of the ranks that have sent theirs in time, nor those that a rank sends due steps later."""
+    job = Job()
+    n_keys = []
+    for step in range(1, 41):
+        job.plan(step)
+        job.compute(0, step)
+        if late and step > late:
+            job.own[1].compute(step - late, {"own_V": "V", "own_W": "W"}, {})
+        assert job.take() == []
+        n_keys.append(len(job.store.values))
+    assert max(n_keys) == max(n_keys[:10])
 
 
 @pytest.mark.parametrize(("square", "norm"), [(math.nan, math.nan), (math.inf, math.inf)])

@@ -35,8 +35,8 @@ class Source:
         self.begun: list[str] = []
         self.n_refreshed = 0
 
-    def settle(self) -> None:
-        pass
+    def synchronizer(self) -> Callable[[], None]:
+        return lambda: None
 
     def advance(self, *, wait: bool = False) -> None:
         pass
