@@ -142,7 +142,7 @@ def _apart(names: Sequence[str], width: int) -> dict[str, str]:
     for parts, length in itertools.product((differing, later), (None, *range(_LONGEST_PART, 0, -1))):
         cut = [_cut(column, length) for column in parts]
         for name, texts in zip(names, zip(*cut, strict=True), strict=True):
-            own = ".".join(filter(None, texts))
+            own = ".".join(filter(None, texts)).lstrip("…")  # a name without its common prefix begins with this mark
             room = width - len(own) - 2
             if room >= _LEAST_END:
                 fitting[name] = f"…{own}…{name[-room:]}"

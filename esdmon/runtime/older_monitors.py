@@ -36,7 +36,7 @@ def close_older(optimizer: Optimizer | None, model: Model) -> None:
             "To watch one model twice, leave the optimizer out of the second watch() and call its step().",
             older.steps,
         )
-        older.close()
+        older.close(is_complete=False)  # it may have read nothing yet
 
 
 def _identity(model: Model) -> int:

@@ -7,7 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from esdmon.records import table
-from esdmon.records.table import WIDTH, format_table, shorten, shorten_all
+from esdmon.records.table import WIDTH, format_table, shorten, shorten_all, without_common_prefix
 
 CELLS = st.text(alphabet=st.characters(codec="ascii", exclude_categories=["Cc"]), max_size=12)
 
@@ -89,6 +89,13 @@ def test_names_that_differ_within_a_long_part_differ_when_they_are_short() -> No
     assert short["encoder.weight_hh_l0_reverse/i"] == "…eight_hh_l0_reverse/i"
     middles = [f"model.self_attention_of_the_{each}.projection.output" for each in ("encoder", "decoder")]
     assert shorten_all(middles, 22) == ["…encoder…ection.output", "…decoder…ection.output"]
+
+
+def test_names_without_their_common_prefix_are_shortened_with_one_mark_at_the_start() -> None:
+    """The adapters of LoRA end alike, and differ in parts that begin with the mark of the prefix left out."""
+    names = [f"transformer.h.{k}.attn.{each}/lora.default" for k in range(2) for each in ("c_attn", "c_proj")]
+    short = shorten_all(without_common_prefix(names), 20)
+    assert short == ["…0.c_attn…ra.default", "…0.c_proj…ra.default", "…1.c_attn…ra.default", "…1.c_proj…ra.default"]
 
 
 def test_columns_are_aligned() -> None:

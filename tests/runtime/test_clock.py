@@ -207,6 +207,24 @@ def test_a_cell_that_is_run_again_closes_the_monitor_of_before(caplog: pytest.Lo
     assert "another monitor already watched this model and optimizer. It is closed now, at step 4" in message
 
 
+@pytest.mark.parametrize("steps", [0, 1])
+def test_a_cell_that_is_run_again_before_a_reading_logs_one_message(
+    caplog: pytest.LogCaptureFixture, steps: int
+) -> None:
+    """The loop needs no change, although the older monitor read nothing."""
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    older = esdmon.watch(model, optimizer, every=2, sinks=[])
+    for _ in range(steps):
+        backward(model)
+        optimizer.step()
+    newer = esdmon.watch(model, optimizer, every=2, sinks=[])
+    (message,) = warnings(caplog)
+    assert f"another monitor already watched this model and optimizer. It is closed now, at step {steps}" in message
+    assert older.closed
+    newer.close(is_complete=False)
+
+
 def test_a_call_that_raises_leaves_the_older_monitor_open(caplog: pytest.LogCaptureFixture) -> None:
     """A notebook cell with a mistake ends nothing."""
     model = network()
@@ -239,7 +257,7 @@ def test_a_second_watch_takes_over_the_address_of_the_first(
     assert older.closed
     assert newer.steps == 1
     assert len(list((tmp_path / "runs").iterdir())) == 2
-    message, *_ = warnings(caplog)
+    message, *_ = warnings(caplog)  # and that the newer one read nothing
     assert "another monitor already watched this model" in message
 
 
