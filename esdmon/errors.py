@@ -86,7 +86,25 @@ def local_path(what: str, given: str | Path) -> Path:
         )
     if "\0" in str(given):
         raise InputError(f"{what!r} contains a null character, which no path may contain. Choose another path.")
-    return Path(given).expanduser().absolute()
+    path = expand_home(given)
+    try:
+        return path.absolute()
+    except FileNotFoundError as error:
+        raise InputError(
+            f"{what} cannot be written: the working directory was deleted. Change to another, or give an absolute path."
+        ) from error
+
+
+def expand_home(given: str | Path) -> Path:
+    """Return a path in which `~` and `~user` are replaced by the home folder.
+
+    Raises:
+        InputError: if that folder is not known, as of a user without a name, in some containers.
+    """
+    try:
+        return Path(given).expanduser()
+    except RuntimeError as error:
+        raise InputError(f"{str(given)!r}: the home folder that ~ means is not known. Give the whole path.") from error
 
 
 def check_content(what: str, path: Path, is_own: Callable[[str], bool]) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from esdmon.errors import InputError
+from esdmon.errors import InputError, expand_home
 from esdmon.records.table import shorten
 from esdmon.records.text import count, named
 
@@ -22,7 +22,7 @@ def find_file(run: str | Path) -> Path:
     Raises:
         InputError: without such a file, with what the folder contains.
     """
-    path = Path(run).expanduser()
+    path = expand_home(run)
     if not path.is_dir():
         if not path.is_file():
             raise InputError(f"file {path} not found. {_REMEDY}")

@@ -1,12 +1,16 @@
 """Errors: one sentence each, in families that a user can catch."""
 
 import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
-from esdmon.errors import EsdmonError, InputError, MissingExtraError, nearest
+import esdmon
+from esdmon.alerts.config import load_config
+from esdmon.errors import EsdmonError, InputError, MissingExtraError, local_path, nearest
 
 
 @pytest.mark.parametrize(
@@ -51,3 +55,21 @@ def test_a_hint_names_up_to_three_of_what_is_known(got: str, known: list[str]) -
     assert set(suggested) <= set(known)
     assert len(suggested) <= 3
     assert hint == (f" Did you mean {' or '.join(map(repr, suggested))}?" if suggested else "")
+
+
+def test_a_home_folder_that_is_not_known_is_an_input_error() -> None:
+    """As of a user without a name, whom some containers run as; and in each place where a path may begin with `~`."""
+    for call in (lambda path: local_path("jsonl", path), esdmon.load, lambda path: load_config(path, {})):
+        with pytest.raises(InputError, match=r"'~nobody-of-this-name/a': the home folder that ~ means is not known"):
+            call("~nobody-of-this-name/a")
+
+
+def test_a_deleted_working_directory_is_an_input_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    with pytest.raises(InputError, match=r"jsonl:a cannot be written: the working directory was deleted. Change to"):
+        local_path("jsonl:a", "a")
+    with pytest.raises(InputError, match="the folder runs cannot be written: the working directory was deleted"):
+        esdmon.watch(nn.Linear(64, 64))

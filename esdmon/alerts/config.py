@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, NoReturn, get_args
 
 from esdmon.alerts.rule import AlertRule
-from esdmon.errors import InputError, nearest
+from esdmon.errors import InputError, expand_home, nearest
 from esdmon.records import Severity
 
 _TABLES = ("rules", "actions")
@@ -147,7 +147,7 @@ def _keys(rule: AlertRule) -> tuple[str, ...]:
 
 def _read_toml(path: str | Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(Path(path).expanduser().read_text(encoding="utf-8"))
+        return tomllib.loads(expand_home(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InputError(f"alerts={str(path)!r}: file not found") from error
     except UnicodeDecodeError as error:

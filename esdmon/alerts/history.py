@@ -43,8 +43,12 @@ class ReadingHistory:
         """First and last step of the latest alert about a layer."""
 
     def take(self, report: Report) -> list[str]:
-        """Add the readings of a report, and return the layers that the model no longer has."""
+        """Add the readings of a report, and return the layers that the model no longer has, or has in another shape.
+
+        A layer of another shape has other values without any fault, so it begins a new history.
+        """
         gone = self._read.keys() - {*(layer.name for layer in report), *report.waiting}
+        gone |= {layer.name for layer in report.new if self._is_reshaped(layer)}
         for name in gone:
             for series in (
                 self._read,
@@ -124,6 +128,11 @@ class ReadingHistory:
             steps=tuple(self._steps),
             pauses=self._pauses,
         )
+
+    def _is_reshaped(self, layer: LayerReport) -> bool:
+        before = self._last_ok(layer.name)
+        sizes = {layer.n_parameters, 0 if before is None else before.n_parameters}
+        return layer.status == "ok" and 0 not in sizes and len(sizes) > 1
 
     def _last_ok(self, name: str) -> LayerReport | None:
         readings = reversed(self._readings(self._read, name))

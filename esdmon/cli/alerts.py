@@ -1,6 +1,7 @@
 """Run the subcommands of `esdmon alerts`: explain, check, replay."""
 
 import json
+import os
 import textwrap
 from collections import Counter
 from pathlib import Path
@@ -13,6 +14,7 @@ from esdmon.records import severity_word
 from esdmon.records.table import format_table
 from esdmon.records.text import count
 from esdmon.replay import replay_with_faults
+from esdmon.sinks import WebhookSink
 
 _WIDTH = 80
 _RULE_FAILED = 3  # exit status: 1 and 2 say something else
@@ -48,7 +50,23 @@ def check(file: str) -> None:
         if rules:
             print(f"{words}: {', '.join(rules)}")
     if settings.webhook:
-        print("alerts go to the webhook as well")
+        print(f"alerts go to the webhook as well{_check_webhook(file, settings.webhook)}")
+
+
+def _check_webhook(file: str, address: str) -> str:
+    """Return a note if the address is in a variable that is not set here: it may be set where the training runs.
+
+    Raises:
+        InputError: for an address that cannot be posted to.
+    """
+    name = address[1:] if address.startswith("$") else ""
+    if name.isidentifier() and not os.environ.get(name):
+        return f"; the variable {name} is not set here"
+    try:
+        WebhookSink(address)
+    except InputError as error:
+        raise InputError(f"{file}: actions.webhook: {error}") from error
+    return ""
 
 
 def show(run: str, file: str | None, *, as_json: bool) -> int:

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from esdmon.errors import check_content, local_path, unwritable
+from esdmon.errors import check_content, expand_home, local_path, unwritable
 from esdmon.records import Report
 from esdmon.records.text import count
 from esdmon.replay import RunState, events_by_run
@@ -43,7 +43,7 @@ def read(run: str) -> list[RunData]:
     Raises:
         InputError: without such a file, and if it has no reading.
     """
-    path = Path(run).expanduser()
+    path = expand_home(run)
     name = _name_of(path)
     by_run: dict[RunState, RunData] = {}
     for each, event in events_by_run(path):

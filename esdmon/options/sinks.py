@@ -13,7 +13,7 @@ from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
 
-from esdmon.errors import InputError, unwritable
+from esdmon.errors import InputError, local_path, unwritable
 from esdmon.isolation import describe
 from esdmon.notice import notice
 from esdmon.plugins import Plugins
@@ -118,11 +118,13 @@ def _name(spec: str | Sink, known: Plugins) -> str:
 
 def _automatic(known: Plugins) -> list[str | Sink]:
     """Return the sinks of "auto": the active W&B run, else TensorBoard, and JSONL in a new folder under `runs/`."""
+    runs = Path("runs")
+    whole = local_path("the folder runs", runs)
     try:
-        folder = _new_folder(Path("runs"))
+        folder = _new_folder(runs)
     except OSError as error:
         remedy = "Choose another working directory, or give sinks=: 'jsonl:PATH' or 'console', for example."
-        raise unwritable(str(Path("runs").absolute()), error, remedy=remedy) from error
+        raise unwritable(str(whole), error, remedy=remedy) from error
     sinks: list[str | Sink] = [f"jsonl:{folder / 'esdmon.jsonl'}"]
     how = f"`esdmon report {folder}` writes them to one HTML file"
     # A user who has begun a run of Weights & Biases looks there; who has not imported it, has not.
@@ -134,7 +136,7 @@ def _automatic(known: Plugins) -> list[str | Sink]:
         how = f"`tensorboard --logdir {folder.parent}` shows them"
     if "wandb" in known.schemes and "wandb" not in sinks and find_spec("wandb") is not None:
         sinks.append("wandb:auto")  # for a run that is begun later
-    notice(f"readings go to {folder.absolute()}; {how}.")
+    notice(f"readings go to {whole / folder.name}; {how}.")
     return sinks
 
 

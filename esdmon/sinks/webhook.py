@@ -7,6 +7,7 @@ import queue
 import socket
 import threading
 import time
+from contextlib import suppress
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, final
@@ -55,11 +56,8 @@ class WebhookSink:
             name, address = address[1:], os.environ.get(address[1:], "")
             if not address:
                 raise InputError(f"webhook:${name}: the environment has no variable {name}. Set it, or check its name.")
-        parts = urlsplit(address)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise InputError("webhook takes an address, 'webhook:https://…', or a variable with one, 'webhook:$NAME'.")
-        self._address = address
-        self._host = parts.hostname
+        self._address = address.strip()  # a variable that is filled from a file ends with its line
+        self._host = _host_of(self._address)
         self._retry_pause = retry_pause
         self._timeout = timeout
         self._queue: queue.Queue[Alert | None] = queue.Queue()
@@ -134,7 +132,7 @@ def payload(alert: Alert) -> dict[str, Any]:
         "layers": ", ".join(alert.layers[:_MAX_LAYERS]) + more,
         "step": str(alert.step),
         "since step": str(alert.since),
-        "run": f"{socket.gethostname()}:{Path.cwd()}",
+        "run": f"{socket.gethostname()}:{_working_directory()}",
     }
     return {
         "text": f"esdmon, {severity_word(alert.severity)}, {alert.state}: {alert.message}",
@@ -145,6 +143,29 @@ def payload(alert: Alert) -> dict[str, Any]:
             }
         ],
     }
+
+
+def _host_of(address: str) -> str:
+    """Return the host of an address.
+
+    Raises:
+        InputError: for an address that cannot be posted to; the message does not contain it.
+    """
+    with suppress(ValueError):  # of a port that is too large or not a number, and of brackets that are not closed
+        parts = urlsplit(address)
+        is_plain = address.isascii() and address.isprintable() and " " not in address
+        if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and is_plain:
+            return parts.hostname
+    raise InputError(
+        "webhook takes an address, 'webhook:https://…', or a variable with one, 'webhook:$NAME'; it has no spaces, and "
+        "letters beyond ASCII are written as %XX."
+    )
+
+
+def _working_directory() -> str:
+    with suppress(OSError):
+        return str(Path.cwd())
+    return "a directory that was deleted"
 
 
 def _describe(error: Exception) -> str:

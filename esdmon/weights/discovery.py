@@ -1,6 +1,5 @@
 """Find the matrices of a model, select the matrices to read, and count their parameters."""
 
-import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -19,7 +18,7 @@ from esdmon.weights.names import unwrap
 from esdmon.weights.non_weights import why_not_a_weight
 from esdmon.weights.optional_layers import mark_optional
 from esdmon.weights.reference import ReferenceWeight, differences
-from esdmon.weights.selection import Selection, coverage, problems, select
+from esdmon.weights.selection import Counted, Selection, coverage, problems, select
 from esdmon.weights.state import find_in_state
 
 
@@ -76,13 +75,13 @@ def discover(
         names = {matrix.name for matrix in (*chosen, *further)}
         reasons = {name: why or ("" if name in names else "not in the reference") for name, why in reasons.items()}
 
-    # Weak references: a parameter that the model replaces must not stay in memory because it was counted here.
-    parameters = {name: weakref.ref(parameter) for name, parameter in found.parameters.items()}
+    # Records, since a parameter that the model replaces must not stay in memory because it was counted here. Weak
+    # references would make `torch.utils.swap_tensors` fail, by which torch may convert and load modules.
+    parameters = {name: Counted.of(name, parameter) for name, parameter in found.parameters.items()}
     matrices, left_out = found.matrices, found.left_out
 
     def recount(unread: Mapping[str, str]) -> Coverage:
-        alive = {name: parameter for name, reference in parameters.items() if (parameter := reference()) is not None}
-        return coverage(alive, matrices, reasons, left_out=left_out, unread=unread)
+        return coverage(parameters, matrices, reasons, left_out=left_out, unread=unread)
 
     chosen += tuple(view for view in further if not reasons[view.name])
     return Watched(chosen, recount({}), recount, found.failures, wrong)

@@ -34,6 +34,23 @@ class Selection:
     """True if the model may be a part of a larger one, such as a pipeline stage, which may have nothing to read."""
 
 
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """A parameter as it counts in the coverage."""
+
+    identity: int
+    """Its `id`."""
+    n_elements: int
+    unclaimed: str
+    """The reason to give if no matrix contains it."""
+
+    @classmethod
+    def of(cls, name: str, parameter: Tensor) -> "Counted":
+        """Return the record of a parameter; `name` is its name in the model."""
+        reason = why_not_a_weight(name, parameter) or of_unknown_layout(parameter)
+        return cls(id(parameter), parameter.numel(), reason)
+
+
 def select(found: Sequence[Matrix], selection: Selection) -> dict[str, str]:
     """Return for each matrix the reason why it is left out; empty for a selected matrix.
 
@@ -70,7 +87,7 @@ def problems(found: Sequence[Matrix], selection: Selection, reasons: Mapping[str
 
 
 def coverage(
-    parameters: Mapping[str, Tensor],
+    parameters: Mapping[str, Counted],
     found: Sequence[Matrix],
     reasons: Mapping[str, str],
     *,
@@ -96,11 +113,11 @@ def coverage(
             elif not reason:
                 watched[id(parameter)] = watched.get(id(parameter), Fraction(0)) + _share(matrix) * parameter.numel()
     skipped = []
-    for name, parameter in parameters.items():
-        left = round(parameter.numel() - watched.get(id(parameter), Fraction(0)))
+    for name, counted in parameters.items():
+        left = round(counted.n_elements - watched.get(counted.identity, Fraction(0)))
         if left > 0:
-            skipped.append(Skipped(name, left, why.get(id(parameter)) or _why_unclaimed(name, parameter)))
-    total = sum(parameter.numel() for parameter in parameters.values())
+            skipped.append(Skipped(name, left, why.get(counted.identity) or counted.unclaimed))
+    total = sum(counted.n_elements for counted in parameters.values())
     return Coverage(total - sum(skip.n_parameters for skip in skipped), total, tuple(skipped))
 
 
@@ -152,10 +169,6 @@ def _why_not_read(matrix: Matrix) -> str:
             return reason
     least = min_eigenvalues(matrix.view)
     return f"fewer than {least} eigenvalues" if matrix.size().n_eigenvalues < least else ""
-
-
-def _why_unclaimed(name: str, parameter: Tensor) -> str:
-    return why_not_a_weight(name, parameter) or of_unknown_layout(parameter)
 
 
 def _patterns(argument: str, given: Sequence[str]) -> list[str]:

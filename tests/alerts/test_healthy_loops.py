@@ -134,6 +134,34 @@ def test_units_that_are_pruned_by_masks() -> None:
     assert warnings_of(monitor) == []
 
 
+def resize(layer: nn.Linear, outputs: Tensor, inputs: Tensor, share: Tensor | float = 1.0) -> None:
+    """Give a layer these of its rows and columns, some perhaps several times; columns are multiplied by `share`."""
+    weight, bias = layer.weight.detach(), layer.bias.detach()
+    layer.weight = nn.Parameter((weight * share)[outputs][:, inputs])
+    layer.bias = nn.Parameter(bias[outputs])
+
+
+@pytest.mark.parametrize("width", [64, 128, 320])
+def test_layers_that_change_their_width(width: int) -> None:
+    """Units are pruned for good, or split in two as by Net2Wider: the layers keep their names, but not their shapes."""
+    model = nn.Sequential(*mlp(64, 256, 256), nn.ReLU(), nn.Linear(256, 10))
+    optimizer = SGD(model.parameters(), lr=0.05, momentum=0.9)
+    first, second, last = (layer for layer in model if isinstance(layer, nn.Linear))
+    with watched(model, optimizer, every=10) as monitor:
+        for step, (inputs, labels) in enumerate(digits(500)):
+            if step == 300:
+                kept = torch.arange(width) % 256
+                share = 1 / kept.bincount(minlength=256).clamp(min=1)
+                resize(first, kept, torch.arange(64))
+                resize(second, kept, kept, share)
+                resize(last, torch.arange(10), kept, share)
+                optimizer.state.clear()
+                optimizer.param_groups[0]["params"] = list(model.parameters())
+            descend(model, optimizer, inputs, labels)
+    assert accuracy(model) > 0.9
+    assert warnings_of(monitor) == []
+
+
 def test_one_cycle() -> None:
     """Up to ten times the usual learning rate."""
     model = mlp(64, 256, 128, 10)

@@ -308,3 +308,20 @@ def test_wrapped_optimizers_are_unwrapped() -> None:
     with esdmon.watch(model, Wrapper(inner), every=1, budget=None, sinks=[]) as monitor:
         train(model, inner, 2)
     assert monitor.steps == 2
+
+
+@pytest.mark.parametrize("mode", ["sync", "thread"])
+def test_torch_may_convert_and_load_a_watched_model_by_swapping_tensors(mode: Any, request: Any) -> None:
+    """`swap_tensors` refuses a parameter to which anything holds a weak reference."""
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    request.addfinalizer(lambda: torch.__future__.set_swap_module_params_on_conversion(False))
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with esdmon.watch(model, optimizer, every=2, budget=None, mode=mode, sinks=[]) as monitor:
+        train(model, optimizer, 3)
+        model.double().float()
+        model.load_state_dict({name: value.clone() for name, value in model.state_dict().items()})
+        train(model, optimizer, 3)
+    assert monitor.errors == ()
+    assert monitor.report is not None
+    assert monitor.report.coverage.watched == sum(layer.n_parameters for layer in monitor.report)

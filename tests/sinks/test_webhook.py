@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -152,7 +153,20 @@ def test_closing_waits_only_so_long(server: Server, caplog: pytest.LogCaptureFix
 
 
 @pytest.mark.parametrize(
-    "address", ["", "hooks.slack.com/services/hush", "file:///hush", "ftp://x/hush", "https:///hush"]
+    "address",
+    [
+        "",
+        "hooks.slack.com/services/hush",
+        "file:///hush",
+        "ftp://x/hush",
+        "https:///hush",
+        "https://x:99999/hush",
+        "https://x:one/hush",
+        "https://[::1/hush",
+        "https://x/hu sh",
+        "https://x/hush\x00",
+        "https://x/hush/ä",
+    ],
 )
 def test_what_is_not_an_address_is_refused_without_repeating_it(address: str) -> None:
     with pytest.raises(InputError, match="webhook takes an address") as raised:
@@ -170,6 +184,30 @@ def test_the_address_may_stand_in_the_environment(server: Server, monkeypatch: p
     monkeypatch.delenv("HOOK")
     with pytest.raises(InputError, match=r"webhook:\$HOOK: the environment has no variable HOOK"):
         WebhookSink("$HOOK")
+
+
+def test_a_variable_that_was_filled_from_a_file_ends_with_its_line(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOOK", f"{server.address}\n")
+    sink = WebhookSink("$HOOK")
+    sink.alert(ALERT)
+    sink.close()
+    assert len(server.received) == 1
+
+
+def test_an_alert_is_posted_though_the_working_directory_is_gone(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As that of a job whose scratch folder was removed."""
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    sink = WebhookSink(server.address, retry_pause=0.01)
+    sink.alert(ALERT)
+    sink.close()
+    assert len(server.received) == 1
 
 
 def test_a_watched_run_posts_its_alerts_and_says_its_address_nowhere(

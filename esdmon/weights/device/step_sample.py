@@ -45,6 +45,8 @@ class StepSampler:
         self._transfers = transfers or Transfers()
         self._weights: dict[str, tuple[Matrix, Tensor | None]] = {}
         """Each with its parameter; None for a sharded one, of which the fragment is sampled."""
+        self._shapes: dict[str, torch.Size] = {}
+        """Of the parameters: samples of two shapes have other places, and cannot be compared."""
         self._start: dict[str, Tensor] = {}
         self._before: dict[str, Tensor] = {}
         self._after: dict[str, Tensor] = {}
@@ -53,7 +55,10 @@ class StepSampler:
         """Names, the number of elements in the samples of each, and their norms."""
 
     def watch(self, matrices: Iterable[Matrix]) -> None:
-        """Sample these weights from now on; weights that were sampled before keep their start."""
+        """Sample these weights from now on; weights that were sampled before keep their start.
+
+        The samples of a weight that has changed its shape are discarded.
+        """
         self._weights = {}
         for matrix in matrices:
             with suppress(Exception):  # the reading reports why
@@ -61,11 +66,13 @@ class StepSampler:
                     self._weights[matrix.name] = matrix, None
                 elif not matrix.unreadable and matrix.outline is None and _is_plain(weight := matrix.read()):
                     self._weights[matrix.name] = matrix, weight
+        self._forget_reshaped()
         known = {name: self._start[name] for name in self._weights if name in self._start}
         self._start = known | self._sampled(name for name in self._weights if name not in known)
 
     def begin(self) -> None:
         """Sample the weights before a step."""
+        self._forget_reshaped()
         self._before = self._sampled(self._weights)
 
     def end(self) -> None:
@@ -132,6 +139,15 @@ class StepSampler:
         self._before, self._after = self._placed(state["before"]), self._placed(state.get("after", {}))
         self._start |= self._placed(state.get("start", {}))
         self._last, self._arriving = {name: StepSample(*sample) for name, sample in state["last"].items()}, []
+
+    def _forget_reshaped(self) -> None:
+        """Discard the samples of weights whose shape has changed."""
+        for name, (_, weight) in self._weights.items():
+            if weight is not None and self._shapes.setdefault(name, weight.shape) != weight.shape:
+                self._shapes[name] = weight.shape
+                samples: tuple[dict[str, Any], ...] = (self._start, self._before, self._after, self._last)
+                for kept in samples:
+                    kept.pop(name, None)
 
     def _of_weights(self, samples: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: sample.cpu() for name, sample in samples.items() if self._parameter(name) is not None}

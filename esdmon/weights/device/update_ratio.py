@@ -48,6 +48,8 @@ class Drift:
         self._size = sample_size(1)
         self._transfers = transfers or Transfers()
         self._samples: dict[str, Later] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        """Of the weights that were sampled: samples of two shapes have other places, and cannot be compared."""
         self._peeked: dict[str, _Part] = {}
         """The last sample of each matrix that was taken by `peek` since its last update."""
 
@@ -67,7 +69,9 @@ class Drift:
         before = self._samples.pop(matrix.name, None)
         self._peeked.pop(matrix.name, None)
         now = self._samples[matrix.name] = self._transfers.fetch(sample_matrix(matrix, self._size)).read
-        if before is None:
+        is_alike = self._has_kept_its_shape(matrix)
+        self._shapes[matrix.name] = matrix.stack_shape()
+        if before is None or not is_alike:
             return lambda: math.nan
         return lambda: _ratio(before(), now(), is_unrounded=True)
 
@@ -85,7 +89,11 @@ class Drift:
         for matrix in matrices:
             ratios[matrix.name] = math.nan
             with suppress(Exception):  # the reading reports why
-                samples[matrix.name] = sample_matrix(matrix, self._size)
+                sample = sample_matrix(matrix, self._size)
+                if self._has_kept_its_shape(matrix):
+                    samples[matrix.name] = sample
+                else:
+                    ratios[matrix.name] = math.inf
         for name, now in self._fetched(samples):
             earlier, self._peeked[name] = self._peeked.get(name), now
             known = now if now.fetched.is_there() else earlier
@@ -94,6 +102,11 @@ class Drift:
             else:
                 ratios[name] = self._compare(name, known.sample())
         return ratios
+
+    def _has_kept_its_shape(self, matrix: Matrix) -> bool:
+        """Return whether a weight may be compared with its baseline; True if the baseline's shape is not known."""
+        shape = matrix.stack_shape()
+        return self._shapes.get(matrix.name, shape) == shape
 
     def _compare(self, name: str, now: Tensor) -> float:
         before = self._samples.get(name)
@@ -126,6 +139,7 @@ class Drift:
 
         def apply() -> None:
             self._samples = {name: partial(_itself, sample) for name, sample in samples.items()}
+            self._shapes.clear()
             self._peeked.clear()
 
         return apply

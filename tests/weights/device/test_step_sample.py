@@ -150,3 +150,28 @@ def test_without_a_gradient_no_zeros_are_known() -> None:
     assert share() == 1
     model.weight.grad = torch.tensor([math.nan]).expand(64, 64)
     assert share() == 0
+
+
+@pytest.mark.parametrize("is_replaced", [True, False])
+def test_a_weight_of_another_shape_begins_anew(is_replaced: bool) -> None:  # noqa: FBT001
+    """Samples of two shapes have other places: the distance from the start would be that of unrelated numbers."""
+    torch.manual_seed(0)
+    model = nn.Linear(128, 96)
+    sampler = sampler_of(model)
+    sampler.begin()
+    sampler.end()
+    sampler.take()
+    narrow = model.weight.detach()[:, :64].clone()
+    if is_replaced:
+        model.weight = nn.Parameter(narrow)
+        sampler.watch(discover(model).matrices)
+        assert math.isnan(sampler.last("Linear").start_ratio)
+    else:
+        model.weight.data = narrow
+    sampler.begin()
+    with torch.no_grad():
+        model.weight.mul_(1.25)
+    sampler.end()
+    (found,) = sampler.take().values()
+    assert found.start_ratio == pytest.approx(0.2, rel=0.02)
+    assert found.shift == 0

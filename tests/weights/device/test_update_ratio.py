@@ -150,3 +150,16 @@ def test_a_smaller_sample_is_part_of_the_larger_one() -> None:
         for most in (20, 4096):
             taken = sample_tensor(weight, most)
             assert torch.equal(reduce_sample(taken, count, 16), sample_tensor(weight, 16))
+
+
+def test_a_weight_of_another_shape_is_not_compared() -> None:
+    """Samples of two large shapes have the same size, but other places."""
+    torch.manual_seed(0)
+    weight = torch.randn(256, 128)
+    drift = Drift()
+    drift.update(held(weight))
+    pruned = weight[:128]
+    assert drift.peek([held(pruned)]) == {"w": math.inf}
+    assert math.isnan(drift.update(held(pruned))())
+    assert drift.peek([held(pruned)]) == {"w": 0}
+    assert drift.update(held(pruned))() == 0
