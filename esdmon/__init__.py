@@ -11,13 +11,13 @@ if TYPE_CHECKING:
     from esdmon.errors import EsdmonError as EsdmonError
     from esdmon.errors import InputError as InputError
     from esdmon.errors import MissingExtraError as MissingExtraError
-    from esdmon.loading import Run as Run
-    from esdmon.loading import load as load
     from esdmon.plugins import hookimpl as hookimpl
     from esdmon.records import Alert as Alert
     from esdmon.records import Coverage as Coverage
     from esdmon.records import LayerReport as LayerReport
     from esdmon.records import Report as Report
+    from esdmon.replay.loading import Run as Run
+    from esdmon.replay.loading import load as load
     from esdmon.runtime.monitor import Monitor as Monitor
     from esdmon.spectrum import Phase as Phase
     from esdmon.spectrum import Spectrum as Spectrum
@@ -33,11 +33,11 @@ _HOME = {
     "Monitor": "runtime.monitor",
     "Phase": "spectrum",
     "Report": "records",
-    "Run": "loading",
+    "Run": "replay.loading",
     "Spectrum": "spectrum",
     "analyze": "analysis",
     "hookimpl": "plugins",
-    "load": "loading",
+    "load": "replay.loading",
     "watch": "watching",
 }
 __all__ = list(_HOME)

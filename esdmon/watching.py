@@ -47,8 +47,8 @@ from esdmon.runtime.workers.processes import Processes
 from esdmon.schedule import Schedule
 from esdmon.schedule.budget import Budget
 from esdmon.schedule.workers import Workers
-from esdmon.torch_private import job_store, outside_dispatch_modes, use_one_thread
 from esdmon.weights import Drift, Model, Transfers, opened
+from esdmon.weights.torch_private import job_store, outside_dispatch_modes, use_one_thread
 
 _log = logging.getLogger("esdmon")
 _made = itertools.count()  # monitors of a distributed job

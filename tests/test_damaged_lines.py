@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from esdmon import replay
 from esdmon.errors import InputError
 from esdmon.records import Record, Report
+from esdmon.replay.events import events_by_run
 from esdmon.webpage.report import html
 from esdmon.webpage.run_data import RunData
 from tests.webpage.made import alert_at, made_reports, write
@@ -49,7 +49,7 @@ def test_a_value_of_a_wrong_type_is_one_error_or_no_matter(kind: str, lines: lis
         path.write_text("".join(f"{json.dumps(line)}\n" for line in text))
         data = RunData("a")
         try:
-            for _, event in replay.events_by_run(path):
+            for _, event in events_by_run(path):
                 if isinstance(event, Report):
                     str(event)
                     data.add(event)

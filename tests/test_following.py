@@ -21,10 +21,10 @@ from torch import nn
 import esdmon
 from esdmon.cli import live, main
 from esdmon.errors import InputError
-from esdmon.following import FollowedRun, Follower
 from esdmon.records import LayerFinding, Report
 from esdmon.records.timeline import Timeline
 from esdmon.replay import reports
+from esdmon.replay.following import FollowedRun, Follower
 from esdmon.sinks import JsonlSink
 from tests.records.test_timeline import alert
 

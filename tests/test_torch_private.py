@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from esdmon import torch_private
+from esdmon.weights import torch_private
 
 
 def sgd() -> tuple[Any, torch.optim.Optimizer]:

@@ -13,7 +13,7 @@ from torch.nn.utils import prune, spectral_norm
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import esdmon
-from esdmon import torch_private
+from esdmon.weights import torch_private
 from esdmon.weights.outline import Outline
 from esdmon.weights.shard import SHARDED
 from esdmon.weights.shards import find_shards

@@ -7,8 +7,8 @@ from pathlib import Path
 from esdmon.errors import check_content, expand_home, local_path, unwritable
 from esdmon.records import Report
 from esdmon.records.text import count
-from esdmon.replay import RunState, events_by_run
-from esdmon.run_files import FILE_NAMES
+from esdmon.replay.events import RunState, events_by_run
+from esdmon.replay.files import FILE_NAMES
 from esdmon.webpage.report import html
 from esdmon.webpage.run_data import RunData
 

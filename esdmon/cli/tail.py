@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from esdmon.cli import live
-from esdmon.following import FollowedRun
 from esdmon.notice import nearby
-from esdmon.run_files import find_file
+from esdmon.replay.files import find_file
+from esdmon.replay.following import FollowedRun
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType

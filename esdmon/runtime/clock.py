@@ -15,14 +15,14 @@ from torch.utils.hooks import RemovableHandle
 
 from esdmon.isolation import Faults
 from esdmon.records.text import count
-from esdmon.torch_private import (
+from esdmon.weights import is_capturing
+from esdmon.weights.torch_private import (
     drop_empty_gradient_hooks,
     has_step_hooks,
     is_in_backward,
     step_wrapper,
     version_of,
 )
-from esdmon.weights import is_capturing
 
 _log = logging.getLogger("esdmon")
 FOREIGN_STEPS = 20

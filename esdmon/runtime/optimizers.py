@@ -8,7 +8,7 @@ import torch
 from torch.optim import Optimizer
 
 from esdmon.errors import InputError
-from esdmon.torch_private import has_step_hooks
+from esdmon.weights.torch_private import has_step_hooks
 
 _MOST_NESTED = 16  # wrappers around each other: an object that makes up its attributes, as a mock, has no innermost one
 

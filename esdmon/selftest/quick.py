@@ -9,8 +9,8 @@ from torch import nn
 
 from esdmon.analysis import analyze
 from esdmon.errors import MissingExtraError
-from esdmon.loading import load
 from esdmon.records import LayerReport
+from esdmon.replay.loading import load
 from esdmon.selftest.harness import Check, Machine, Row, verdict
 from esdmon.spectrum import Phase
 from esdmon.testing import check_host

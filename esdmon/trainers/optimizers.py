@@ -7,7 +7,7 @@ from typing import Any
 from torch.optim import Optimizer
 
 from esdmon.runtime.optimizers import unwrapped, writes_later
-from esdmon.torch_private import has_step_hooks
+from esdmon.weights.torch_private import has_step_hooks
 
 
 def readable(optimizers: Any) -> list[Optimizer] | None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from torch import nn
 
 from esdmon.encoding import storable
-from esdmon.torch_private import children_of, parameters_of
+from esdmon.weights.torch_private import children_of, parameters_of
 
 # By package and class name: importing these classes would load dynamo, the distributed package, or peft.
 _INNER_ATTRIBUTES = {

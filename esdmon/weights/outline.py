@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from esdmon import torch_private
+from esdmon.weights import torch_private
 from esdmon.weights.shard import Shard
 
 _filled: ContextVar[Mapping[int, nn.Parameter]] = ContextVar("filled", default={})  # noqa: B039 -- never changed in place

@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from esdmon import torch_private
 from esdmon.schedule.fragments import Fragment
-from esdmon.torch_private import ManagedParameter
+from esdmon.weights import torch_private
 from esdmon.weights.shard import Shard, itself, unknown_shard
 from esdmon.weights.splits import Split, fragment_of
 from esdmon.weights.tensor_parallel import describer_of_split, gated_layers
+from esdmon.weights.torch_private import ManagedParameter
 
 Shards = dict[int, dict[str, Shard]]
 """id of a module -> attribute -> shard."""

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from esdmon import torch_private
 from esdmon.schedule.fragments import Fragment
+from esdmon.weights import torch_private
 from esdmon.weights.shard import Shard, itself, unknown_shard
 from esdmon.weights.splits import Split, fragment_of
 

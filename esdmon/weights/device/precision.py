@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from esdmon import torch_private
 from esdmon.errors import InputError
+from esdmon.weights import torch_private
 from esdmon.weights.device.cuda import uses_cuda
 from esdmon.weights.matrix import Matrix
 from esdmon.weights.validation import check_readable

@@ -9,12 +9,12 @@ from functools import partial
 
 from torch import nn
 
-from esdmon.torch_private import children_of, parameters_of
 from esdmon.weights import stacks
 from esdmon.weights.layers.fused import BY_NAME, LAYOUTS, equal_columns, plain_weight
 from esdmon.weights.layers.products import Projection, products_of
 from esdmon.weights.matrix import Matrix
 from esdmon.weights.stacks import ToStack
+from esdmon.weights.torch_private import children_of, parameters_of
 
 _HEADS = "attention is read whole; head by head on request: '*/head.3' in layers="
 _PACKAGES = ("transformers.", "timm.", "megatron.")

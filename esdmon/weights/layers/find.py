@@ -12,7 +12,6 @@ from functools import partial
 from torch import nn
 from torch.nn.utils import parametrize
 
-from esdmon.torch_private import parameters_of
 from esdmon.weights import stacks
 from esdmon.weights.found import Found
 from esdmon.weights.layers.extract import Extractor
@@ -27,6 +26,7 @@ from esdmon.weights.outline import Outline
 from esdmon.weights.sharded_matrices import unsharded_beside, with_shards
 from esdmon.weights.shards import find_shards, with_unsharded
 from esdmon.weights.state.layouts import Part, parts_of
+from esdmon.weights.torch_private import parameters_of
 
 _NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
 """Layers of torch.nn whose parameters may have two or more sides without being matrices."""

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from esdmon.torch_private import children_of, parameters_of
 from esdmon.weights import stacks
 from esdmon.weights.layers.quantized import is_of_bitsandbytes
 from esdmon.weights.stacks import ToStack
+from esdmon.weights.torch_private import children_of, parameters_of
 
 Layout = Callable[[Any, Tensor], dict[str, ToStack]]
 """`(module, weight) -> label -> to_stack`."""

@@ -17,9 +17,9 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from esdmon.torch_private import forward_pre_hooks, parameters_of, pruned_attribute
 from esdmon.weights.matrix import Matrix
 from esdmon.weights.shards import sharded_parameters
+from esdmon.weights.torch_private import forward_pre_hooks, parameters_of, pruned_attribute
 
 
 def with_computed_weights(module: nn.Module, matrices: Sequence[Matrix]) -> list[Matrix]:

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from esdmon.errors import UnreadableError
-from esdmon.torch_private import children_of
 from esdmon.weights import stacks
 from esdmon.weights.device.sample import sample_tensor
 from esdmon.weights.matrix import Matrix, mark_unreadable
+from esdmon.weights.torch_private import children_of
 from esdmon.weights.validation import check_readable
 
 _ON_REQUEST = "products of attention's projections are read on request: '*/qk' and '*/ov' in layers="

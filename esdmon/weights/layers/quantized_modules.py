@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from esdmon.torch_private import parameters_of
 from esdmon.weights import stacks
 from esdmon.weights.layers.quantized import is_of_bitsandbytes, unpack_4bit, unpack_8bit
 from esdmon.weights.layers.torch_nn import BY_NUMBER, EMBEDDING, split_rows
 from esdmon.weights.matrix import Matrix
+from esdmon.weights.torch_private import parameters_of
 
 _PACKAGES = ("torch.ao.nn.quantized.", "torch.ao.nn.intrinsic.quantized.")
 

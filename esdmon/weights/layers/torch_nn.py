@@ -5,12 +5,12 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from esdmon.torch_private import recurrent_attributes
 from esdmon.weights import stacks
 from esdmon.weights.layers.attention import heads_of, output_of
 from esdmon.weights.layers.fused import equal_rows
 from esdmon.weights.layers.products import Projection, products_of
 from esdmon.weights.matrix import Matrix
+from esdmon.weights.torch_private import recurrent_attributes
 
 _CONVOLUTIONS = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
 GATES = {"LSTM": "ifgo", "GRU": "rzn", "RNN_TANH": "h", "RNN_RELU": "h"}

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import esdmon
-from esdmon import torch_private
-from esdmon.weights import Screener, Solver, discover, read_spectrum, solve_lapack, solve_torch
+from esdmon.weights import Screener, Solver, discover, read_spectrum, solve_lapack, solve_torch, torch_private
 from esdmon.weights.device import margins
 from esdmon.weights.device.solvers import gram_of
 

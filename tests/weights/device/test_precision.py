@@ -12,8 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils import parametrize
 
 import esdmon
-from esdmon import torch_private
-from esdmon.weights import discover, read_spectrum
+from esdmon.weights import discover, read_spectrum, torch_private
 from esdmon.weights.device.precision import read_weight, rounds_products
 from esdmon.weights.device.solvers import gram_of
 

@@ -1,7 +1,4 @@
-"""Define `load`, which returns the readings of a finished or a running run from its JSONL.
-
-The module is not named `load`, because a submodule of this name would replace the function `esdmon.load`.
-"""
+"""Define `load`, which returns the readings of a finished or a running run from its JSONL."""
 
 from __future__ import annotations
 
@@ -11,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from esdmon import replay
 from esdmon.calls import explain_wrong_calls
 from esdmon.encoding import printed
 from esdmon.errors import InputError
@@ -22,7 +18,8 @@ from esdmon.records.outcome import outcome
 from esdmon.records.plots import Rows, plot_course
 from esdmon.records.text import count, near_or_first
 from esdmon.records.timeline import Timeline
-from esdmon.run_files import find_file
+from esdmon.replay.events import RunState, events_by_run
+from esdmon.replay.files import find_file
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -172,7 +169,7 @@ def load(run: str | Path, *, number: int | None = None) -> Run:
     [64]
     """
     path = find_file(run)
-    runs = _joined(replay.events_by_run(path))
+    runs = _joined(events_by_run(path))
     if number is not None and not 1 <= number <= len(runs):
         raise InputError(f"number={number} is out of range: {path} contains {count(len(runs), 'run')}, counted from 1.")
     chosen = len(runs) if number is None else number
@@ -180,9 +177,9 @@ def load(run: str | Path, *, number: int | None = None) -> Run:
     return Run(path, tuple(reports), tuple(alerts), chosen, len(runs))
 
 
-def _joined(events: Iterable[tuple[replay.RunState, Report | Alert]]) -> list[tuple[list[Report], list[Alert]]]:
+def _joined(events: Iterable[tuple[RunState, Report | Alert]]) -> list[tuple[list[Report], list[Alert]]]:
     """Return the reports and alerts of each run; the parts of a resumed run are joined."""
-    parts: dict[replay.RunState, tuple[list[Report], list[Alert]]] = {}
+    parts: dict[RunState, tuple[list[Report], list[Alert]]] = {}
     for part, event in events:
         reports, alerts = parts.setdefault(part, ([], []))
         if isinstance(event, Report):

@@ -11,8 +11,8 @@ from typing import BinaryIO, final
 from esdmon.records import Report
 from esdmon.records.shortening import Restorer
 from esdmon.records.timeline import Timeline
-from esdmon.replay import EventReader, RunState, parse
-from esdmon.run_files import nothing_read, unreadable
+from esdmon.replay.events import EventReader, RunState, parse
+from esdmon.replay.files import nothing_read, unreadable
 from esdmon.sinks.members import MAGIC, members
 
 TAIL_BYTES = 2_000_000
