@@ -47,6 +47,14 @@ def test_imports_point_down() -> None:
     assert "0 broken" in run_fresh(code, cwd=ROOT)
 
 
+def test_files_can_be_held_in_the_head() -> None:
+    """The package has fewer than 13 modules of its own, and no file has more than 330 lines."""
+    files = [*(ROOT / "esdmon").rglob("*.py"), *(ROOT / "integrations").rglob("*.py")]
+    lines = {path.relative_to(ROOT): path.read_text(encoding="utf-8").count("\n") for path in files}
+    assert [f"{path}: {count}" for path, count in lines.items() if count > 330] == []
+    assert len(list((ROOT / "esdmon").glob("*.py"))) < 13
+
+
 def test_the_table_of_floors_is_that_of_the_contracts() -> None:
     """CONTRIBUTING.md names every package on its floor, and claims of no floor what no contract checks."""
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"][

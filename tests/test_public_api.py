@@ -4,6 +4,7 @@ import inspect
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 
 import pytest
@@ -13,6 +14,7 @@ import esdmon
 from esdmon.cli import main
 from esdmon.plugins import hookspecs
 from esdmon.records import Alert, LayerReport
+from esdmon.version import installed_version
 
 PUBLIC = {
     "Alert",
@@ -99,6 +101,15 @@ def test_version() -> None:
     assert esdmon.__version__ == version("esdmon")
 
 
+@pytest.fixture
+def version_is_read_again() -> Iterator[None]:
+    """Forget the version before and after a test."""
+    installed_version.cache_clear()
+    yield
+    installed_version.cache_clear()
+
+
+@pytest.mark.usefixtures("version_is_read_again")
 def test_a_source_tree_without_metadata(monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights are read where esdmon is on the path only, as in a container into which the source is copied."""
 

@@ -1,4 +1,4 @@
-"""Define the array types of the spectral core."""
+"""Define the array types of the spectral core, and the precision of stored weights."""
 
 from typing import TypeAlias
 
@@ -7,3 +7,11 @@ from numpy.typing import NDArray
 
 Floats: TypeAlias = NDArray[np.float64]
 Indices: TypeAlias = NDArray[np.intp]
+
+EPS = {
+    "float64": float(np.finfo(np.float64).eps),
+    "float32": float(np.finfo(np.float32).eps),
+    "float16": 2.0**-10,
+    "bfloat16": 2.0**-7,
+}
+"""Machine epsilon of the types in which weights are stored."""

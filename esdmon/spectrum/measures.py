@@ -8,7 +8,7 @@ source is C. H. Martin, M. W. Mahoney, "Implicit self-regularization in deep neu
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -18,8 +18,9 @@ from esdmon.spectrum import experts, hu2025, nulls, setol2025, shuttleworth2024,
 from esdmon.spectrum import localization as loc
 from esdmon.spectrum import singular_values as sv
 from esdmon.spectrum.arrays import Floats
+from esdmon.spectrum.entropy import matrix_entropy, matrix_entropy_null
 from esdmon.spectrum.hill1975 import hill_alpha, hill_alpha_null
-from esdmon.spectrum.marchenko1967 import mp_edges, mp_mean
+from esdmon.spectrum.marchenko1967 import mp_edges
 from esdmon.spectrum.spectrum import MIN_BULK, Spectrum
 
 Quantity = Callable[[Spectrum], float]
@@ -69,35 +70,6 @@ def mp_soft_rank(spectrum: Spectrum) -> float:
     if spectrum.m < MIN_BULK:
         return min(1.0, _ratio(spectrum.mean * mp_edges(spectrum.q)[1], spectrum.lambda_max))
     return float("nan") if spectrum.noise_bulk is None else spectrum.noise_bulk.soft_rank
-
-
-def matrix_entropy(spectrum: Spectrum) -> float:
-    """Return −Σ p ln p / ln M, p = λ/Σλ: from 0 (rank one) to 1 (all equal).
-
-    For a convolution M is the number of eigenvalues of all slices. The paper divides by ln rank, which is the same at
-    full rank.
-    """
-    count = spectrum.eigenvalues.size
-    if count < 2 or spectrum.lambda_max == 0:
-        return float("nan")
-    p = spectrum.eigenvalues / spectrum.lambda_max
-    p = p / p.sum()
-    p = p[p > 0]
-    return float(-np.sum(p * np.log(p)) / np.log(count))
-
-
-def matrix_entropy_null(spectrum: Spectrum) -> float:
-    """Return 1 − E[λ ln λ]/ln M under the Marchenko-Pastur law of σ² = 1: mean λ = 1, so p = λ/M."""
-    count = spectrum.eigenvalues.size
-    if count < 2:
-        return float("nan")
-    return 1 - _mean_entropy(spectrum.q) / float(np.log(count))
-
-
-@lru_cache(maxsize=256)
-def _mean_entropy(q: float) -> float:
-    """Return E[λ ln λ] under the Marchenko-Pastur law of σ² = 1."""
-    return mp_mean(lambda lam: lam * np.log(lam), q)
 
 
 def hard_rank(spectrum: Spectrum) -> float:

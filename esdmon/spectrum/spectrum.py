@@ -10,7 +10,7 @@ from functools import cached_property, lru_cache
 import numpy as np
 
 from esdmon.calls import explain_wrong_calls
-from esdmon.spectrum.arrays import Floats
+from esdmon.spectrum.arrays import EPS, Floats
 from esdmon.spectrum.bulk import CLEAN_KS, Bulk, fit_bulk, fit_scaled, is_noise
 from esdmon.spectrum.clauset2009 import PowerLawFit, fit_power_law
 from esdmon.spectrum.elements import Elements
@@ -114,17 +114,16 @@ class Spectrum:
         lam = np.atleast_2d(np.array(eigenvalues, dtype=np.float64))
         n, m = shape
         if not n >= m >= 1:
-            msg = f"shape must be (N, M) with N >= M >= 1; got {shape}"
-            raise ValueError(msg)
+            raise ValueError(f"shape must be (N, M) with N >= M >= 1; got {shape}")
         if lam.ndim != 2 or lam.shape[1] != m:
-            msg = f"a spectrum of shape {shape} needs {m} eigenvalues per slice; got an array of shape {lam.shape}"
-            raise ValueError(msg)
+            raise ValueError(
+                f"a spectrum of shape {shape} needs {m} eigenvalues per slice; got an array of shape {lam.shape}"
+            )
         if not np.all(np.isfinite(lam)) or np.any(lam < 0):
             bad = lam[~np.isfinite(lam) | (lam < 0)]
-            msg = (
+            raise ValueError(
                 f"eigenvalues of WᵀW/N must be finite and not negative; got {bad[0]} ({bad.size} of {lam.size} are not)"
             )
-            raise ValueError(msg)
         lam = np.sort(lam, axis=1)
         lam.flags.writeable = False
         return cls(
@@ -194,9 +193,9 @@ class Spectrum:
         errors, ½·eps·rms(W)·(√N + √M), which is below σmax, since σmax >= rms(W)·√N. The tolerance is at least the
         noise of WᵀW in float64.
         """
-        eps = _EPS.get(self.dtype, _EPS["float32"])
+        eps = EPS.get(self.dtype, EPS["float32"])
         relative = self.n * eps
-        if eps > _EPS["float32"]:
+        if eps > EPS["float32"]:
             mean_over_max = self.mean / self.lambda_max if self.lambda_max > 0 else 1.0
             rms_over_max = (mean_over_max / self.n) ** 0.5
             relative = eps / 2 * rms_over_max * (self.n**0.5 + self.m**0.5)
@@ -216,7 +215,7 @@ class Spectrum:
         others: a bulk that has decayed to 1e-6 of the learned part has collapsed in any dtype.
         """
         count = self.eigenvalues.size
-        zeros = int(np.searchsorted(self.eigenvalues, (self.n * _EPS["float32"]) ** 2 * self.lambda_max, side="right"))
+        zeros = int(np.searchsorted(self.eigenvalues, (self.n * EPS["float32"]) ** 2 * self.lambda_max, side="right"))
         is_apart = 0 < zeros < count and self.eigenvalues[zeros - 1] < _GAP * self.eigenvalues[zeros]
         return min(count - zeros, self.nonzero.size) if is_apart else self.nonzero.size
 
@@ -329,9 +328,3 @@ def _noise_of(laws: tuple[NoiseLaw, ...], shape: tuple[int, int], variances: tup
 
 _NOISES = ("scaled_noise", "noises_of_scales")  # computed values
 _VARIANCE_STEP = 0.2  # of the logarithm; our choice
-_EPS = {
-    "float64": float(np.finfo(np.float64).eps),
-    "float32": float(np.finfo(np.float32).eps),
-    "float16": 2.0**-10,
-    "bfloat16": 2.0**-7,
-}

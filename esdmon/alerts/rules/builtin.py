@@ -2,7 +2,6 @@
 
 from esdmon.alerts.rule import AlertRule
 from esdmon.alerts.rules.change import (
-    correlation_trap,
     entropy_collapse,
     norm_explosion,
     phase_regression,
@@ -11,8 +10,10 @@ from esdmon.alerts.rules.change import (
 )
 from esdmon.alerts.rules.dead_layer import dead_layer
 from esdmon.alerts.rules.health import dead_units, non_finite, reading_failed, stale_monitor
-from esdmon.alerts.rules.moves import layer_reset, norm_decay, update_surge
+from esdmon.alerts.rules.moves import norm_decay, update_surge
+from esdmon.alerts.rules.reset import layer_reset
 from esdmon.alerts.rules.spectral import adapter_growth, over_regularized, rank_collapse
+from esdmon.alerts.rules.traps import correlation_trap
 
 _SHAPE = ("entropy_collapse", "stable_rank_drop", "phase_regression")
 """Rules on consequences, which a rule on their cause mutes."""

@@ -4,12 +4,11 @@ import math
 from collections.abc import Iterable, Sequence
 from statistics import median, median_low
 
-from esdmon.alerts.rule import Finding, History, evidence_of, has_moved, is_pruned, value_of, values_of
+from esdmon.alerts.rule import Finding, History, evidence_of, has_moved, is_pruned, value_of
 from esdmon.alerts.rules.early import early_raises, is_early, learning_rate, readings_since_first
 from esdmon.alerts.rules.jumps import (
     finding,
     frobenius,
-    is_warming_up,
     jumped,
     jumps_after_warm_up,
     raised,
@@ -27,7 +26,6 @@ NOISE_LIKE = 0.7
 drops. Set on healthy trainings (tests/benchmarks/false_alarms.py): in one in ten a layer does so."""
 _OUTSIDE = (Phase.UNCLASSIFIED, Phase.RANK_COLLAPSE)  # not part of the order of the phases
 _HALVED = 2.0  # factor by which an effective rank has fallen, as in `entropy_collapse`
-_FAINT = 2.0  # times its limit, up to which a trap may be the mean of a row that all others have become; our choice
 _FEW = 64  # eigenvalues below which a rank says little about directions; our choice
 
 
@@ -71,7 +69,7 @@ def norm_explosion(history: History, *, factor: float = 3.0, back: float = 2.0) 
     for now, norm, before in jumps_after_warm_up(history, _norm, "up", factor=factor, back=back):
         has_grown = now.status == "ok" and not is_pruned(now) and norm > factor * _norm(history.first[now.name])
         if now.name in history.firing or (
-            has_grown and not (_is_at_cost_of_others(now, history.baseline[now.name]) and _is_flat(history, now.name))
+            has_grown and not (_is_at_cost_of_others(now, history.baseline[now.name]) and is_flat(history, now.name))
         ):
             what = is_over("spectral norm", norm, factor, before, "expected from its baseline")
             yield finding(now, f"{what}{raised_rate(now, history.baseline[now.name])}", before)
@@ -99,72 +97,6 @@ def _blown_up_early(history: History, name: str) -> LayerReport | None:
     is_checked = is_early(history, name) and first.update_ratio < math.inf
     readings = readings_since_first(history, name) if is_checked else ()
     return next((layer for layer in (first, *readings) if BLOWN_UP < layer.update_ratio < math.inf), None)
-
-
-def correlation_trap(
-    history: History, *, trap: float = 1.5, factor: float = 2.0, back: float = 1.2
-) -> Iterable[Finding]:
-    """A mean that is not zero, or a single huge element, dominates a layer.
-
-    Fires when the measure `trap` is above 1.5 and above 1.5 times its first reading. A trap above 1 means that the mean
-    or the largest element makes a spike in the spectrum even after the elements are shuffled. At 1.5 this spike is far
-    beyond chance. The message says whether the mean makes the trap, or which element.
-
-    It is a warning if the trap has jumped: it is more than twice the value expected from its baseline, a line fitted to
-    earlier readings of the layer, and more than five standard deviations of their scatter above that value. Usual
-    causes are corrupted or badly scaled weights, and new data, targets or losses that changed all outputs of the layer
-    at once.
-
-    It is only a notice (`info`) in three cases. (1) The trap rises slowly: many healthy layers have a mean of their
-    own, and late over-training makes traps too. (2) The mean makes the trap, and some sampled steps of the baseline did
-    not move the layer: an expert that got few tokens begins to learn when it gets more. (3) The mean makes the trap
-    during a warm-up of the learning rate, as defined in `norm_explosion`.
-
-    Not to be confused with: (1) Large steps and decay, which make traps too: the rules for them fire first and mute
-    this one. (2) `entropy_collapse`: rows that are drawn to one point have a mean too. It is reported instead when the
-    effective rank has halved, the trap's share of Σw² is less than half of σ₁²/‖W‖_F², and the trap is below twice its
-    limit. (3) A trap that was there from the start, as in corrupted weights that were loaded: only growth since the
-    first reading counts.
-
-    Resolved when the trap is below 1.2.
-
-    Source: C. H. Martin, C. Hinrichs, "SETOL: a semi-empirical theory of (deep) learning" (2025), who warn that not
-    every trap harms; the closed form is the transition of Baik, Ben Arous, Péché (2005). The factors are ours.
-    """
-    jumped_now = jumped(history, _trap, "up", factor)
-    for name, readings in history.layers.items():
-        value, before = _trap(readings[-1]), _trap(history.first[name])
-        is_old = name in history.firing
-        limit = back if is_old else max(trap, 1.5 * before)
-        may_be_minor = limit < value < _FAINT * limit and not is_old
-        if value > limit and not (may_be_minor and _is_minor(readings[-1]) and _is_flat(history, name)):
-            yield finding(
-                readings[-1],
-                f"trap {value:.2f} is above {limit:.2f}, from {before:.2f} at step {history.first[name].step} "
-                f"({what_traps(readings[-1])}){raised_rate(readings[-1], history.baseline[name])}",
-                before,
-                None if name in jumped_now and not _begins_to_learn(history, name) else "info",
-            )
-
-
-def _begins_to_learn(history: History, name: str) -> bool:
-    """Return whether a layer that hardly moved before, or not at each step, gets a mean but no single huge element."""
-    now, baseline = history.layers[name][-1], history.baseline[name]
-    is_local = value_of(now, "trap_is_local") == 1
-    return not is_local and (is_warming_up(now, baseline) or any(layer.step_ratio == 0 for layer in baseline))
-
-
-def what_traps(layer: LayerReport) -> str:
-    """Return whether single elements or the mean make a trap, with their share of Σw²."""
-    if "trap_share" not in layer.measures:
-        return "above 1 the mean or one huge element makes a spike in the spectrum"
-    local, mean, count, row, column, value, share = values_of(
-        layer, *(f"trap_{field}" for field in ("is_local", "mean", "count", "row", "column", "value", "share"))
-    )
-    if not local:
-        return f"diffuse: the mean is {mean:.2g} standard deviations, {share:.0%} of the squares"
-    others = f" and {count - 1:.0f} others" if count > 1 else ""
-    return f"local: {value:.3g} in row {row:.0f}, column {column:.0f}{others}, {share:.0%} of the squares"
 
 
 def scale_collapse(history: History, *, factor: float = 10.0, back: float = 5.0) -> Iterable[Finding]:
@@ -296,15 +228,6 @@ def is_noise_like(layer: LayerReport) -> bool:
     return value_of(layer, "stable_rank") > NOISE_LIKE * layer.nulls.get("stable_rank", math.inf)
 
 
-def _trap(layer: LayerReport) -> float:
-    return value_of(layer, "trap")
-
-
-def _is_minor(layer: LayerReport) -> bool:
-    """Return whether the trap's share of Σw² is less than half of that of the first direction."""
-    return 2 * value_of(layer, "trap_share") * frobenius(layer) ** 2 < _norm(layer) ** 2
-
-
 def _soft_rank(layer: LayerReport) -> float:
     return value_of(layer, "mp_soft_rank")
 
@@ -313,7 +236,7 @@ def _norm(layer: LayerReport) -> float:
     return value_of(layer, "spectral_norm")
 
 
-def _is_flat(history: History, name: str) -> bool:
+def is_flat(history: History, name: str) -> bool:
     """Return whether the effective rank of a layer has halved; used only where another rule finds a jump."""
     return name in jumped(history, _effective_rank, "down", _HALVED)
 

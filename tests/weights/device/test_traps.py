@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import esdmon
-from esdmon.alerts.rules.change import what_traps
+from esdmon.alerts.rules.traps import what_traps
 from esdmon.records import LayerReport
 
 
