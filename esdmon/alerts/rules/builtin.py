@@ -79,7 +79,7 @@ BUILT_IN_RULES = (
         "scale_collapse",
         scale_collapse,
         advice="Lower the weight decay, or whatever else shrinks the weights; or raise the learning rate.",
-        mutes=("correlation_trap", "norm_decay", "update_surge", "dead_units", *_SHAPE),
+        mutes=("over_regularized", "correlation_trap", "norm_decay", "update_surge", "dead_units", *_SHAPE),
         needs=("frobenius_norm",),
     ),
     AlertRule(

@@ -22,6 +22,7 @@ BLOWN_UP = 10.0
 """‖ΔW‖/‖W‖ from the start to the first reading above which a weight has blown up. Our choice: in 65
 healthy trainings it was below 1, except for weights that start at zero, where it is infinite."""
 NOISE_LIKE = 0.7
+_SINGLE = 1.1  # stable rank up to which a weight has one direction; our choice
 """Stable rank over that of noise, above which a layer has not begun to learn. When it begins, its stable rank
 drops. Set on healthy trainings (tests/benchmarks/false_alarms.py): in one in ten a layer does so."""
 _OUTSIDE = (Phase.UNCLASSIFIED, Phase.RANK_COLLAPSE)  # not part of the order of the phases
@@ -224,8 +225,12 @@ def phase_regression(history: History, *, phases: int = 2, factor: float = 1.5) 
 
 
 def is_noise_like(layer: LayerReport) -> bool:
-    """Return whether the stable rank is that of noise, as of an initialisation."""
-    return value_of(layer, "stable_rank") > NOISE_LIKE * layer.nulls.get("stable_rank", math.inf)
+    """Return whether the stable rank is that of noise, as of an initialisation.
+
+    If one element is huge, noise with the scales of its row and column has a single direction, too.
+    """
+    rank = value_of(layer, "stable_rank")
+    return rank > max(_SINGLE, NOISE_LIKE * layer.nulls.get("stable_rank", math.inf))
 
 
 def _soft_rank(layer: LayerReport) -> float:

@@ -64,7 +64,8 @@ def over_regularized(
     Not checked are layers whose alpha was below 2 at the first reading, such as pretrained layers and weights that
     start at zero, which consist of a few gradients at first; nor differences from a reference.
 
-    Not to be confused with: (1) `norm_decay`: decay leaves few directions, and the norm falls; it mutes this rule. (2)
+    Not to be confused with: (1) `norm_decay`: decay leaves few directions, and the norm falls; it mutes this rule, as
+    does `scale_collapse`: what a layer learns after its weights have vanished is a few large directions. (2)
     `rank_collapse`: the few eigenvalues that are left can give any alpha; it mutes this rule. (3) Healthy layers with a
     heavy tail, such as recurrent layers and layers trained with Muon: the ERG tail does not confirm the alert.
 

@@ -37,8 +37,8 @@ def check_loaded(saved: Mapping[str, LayerReport], names: Collection[str], n_ele
         return
     _log.warning(
         "esdmon: the loaded state is that of another model: %d of its %s match this model by name and shape; not %s. "
-        "Steps and alerts of that run are continued: layers of the same name are compared with its readings, others "
-        "begin at this step. Load the state that was saved with this model, or begin without one.",
+        "Steps and alerts of that run are continued: layers of the same name and shape are compared with its readings, "
+        "others begin at this step. Load the state that was saved with this model, or begin without one.",
         len(matching),
         count(len(saved), "layer"),
         others,

@@ -116,6 +116,30 @@ def test_a_layer_has_one_alert_for_one_fault() -> None:
     ]
 
 
+def test_a_layer_whose_weights_have_vanished_is_not_over_regularized_too() -> None:
+    """What it learns then are a few large directions, as a layer that was set to zero does in an MLP-Mixer."""
+
+    def vanished(step: int) -> LayerReport:
+        layer = WRONG["over_regularized"](step)
+        return replace(layer, measures={**layer.measures, "frobenius_norm": 0.8})
+
+    readings = [*map(reading, range(1, 11)), *map(vanished, range(11, 31))]
+    reports = [report(layer.step, layer) for layer in readings]
+    assert [alert.rule for alert in alerts_of(BUILT_IN_RULES, reports)] == ["scale_collapse"]
+
+
+def test_a_huge_element_is_an_explosion() -> None:
+    """It makes one direction, and so does noise with the scales of its row and column: no initialisation does."""
+
+    def huge(step: int) -> LayerReport:
+        measures = {"spectral_norm": 3e4, "frobenius_norm": 3e4, "stable_rank": 1.0}
+        return reading(step, measures=measures, nulls={"stable_rank": 1.0}, moved=3e3 if step == 21 else 1e-4)
+
+    readings = [*map(reading, range(1, 21)), *map(huge, range(21, 31))]
+    reports = [report(layer.step, layer) for layer in readings]
+    assert [alert.rule for alert in alerts_of(BUILT_IN_RULES, reports)] == ["norm_explosion"]
+
+
 @pytest.mark.parametrize("rule", BUILT_IN_RULES, ids=lambda rule: rule.name)
 def test_each_rule_has_a_page_a_source_and_advice(rule: AlertRule) -> None:
     """`esdmon alerts explain`."""
