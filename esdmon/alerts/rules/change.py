@@ -22,9 +22,9 @@ BLOWN_UP = 10.0
 """‖ΔW‖/‖W‖ from the start to the first reading above which a weight has blown up. Our choice: in 65
 healthy trainings it was below 1, except for weights that start at zero, where it is infinite."""
 NOISE_LIKE = 0.7
-_SINGLE = 1.1  # stable rank up to which a weight has one direction; our choice
 """Stable rank over that of noise, above which a layer has not begun to learn. When it begins, its stable rank
 drops. Set on healthy trainings (tests/benchmarks/false_alarms.py): in one in ten a layer does so."""
+_SINGLE = 1.1  # stable rank up to which a weight has one direction; our choice
 _OUTSIDE = (Phase.UNCLASSIFIED, Phase.RANK_COLLAPSE)  # not part of the order of the phases
 _HALVED = 2.0  # factor by which an effective rank has fallen, as in `entropy_collapse`
 _FEW = 64  # eigenvalues below which a rank says little about directions; our choice
