@@ -134,7 +134,7 @@ def test_what_the_gpu_has_no_memory_for_is_charged_and_planned_as_before(monkeyp
     """Neither is the device waited for, nor does a step read as many as a GPU would."""
     set_limits(monkeypatch, advance_seconds=0.0)
     waits: list[int] = []
-    monkeypatch.setattr(Reader, "settle", lambda _: waits.append(1))
+    monkeypatch.setattr(Reader, "synchronizer", lambda _: lambda: waits.append(1))
     run = Deep(monkeypatch, SimulatedDevice(room=0), budget=0.1)
     spent = [run.step(5.5) for _ in range(15)]
     run.monitor.close()
