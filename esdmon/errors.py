@@ -1,4 +1,7 @@
-"""Define the exceptions that users see. Imports nothing of esdmon, so that every floor can raise them."""
+"""Define the exceptions that users see, and check what users write: names, paths and existing files.
+
+This module imports nothing of esdmon, so that every floor can use it.
+"""
 
 import difflib
 import re

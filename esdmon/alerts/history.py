@@ -130,9 +130,11 @@ class ReadingHistory:
         )
 
     def _is_reshaped(self, layer: LayerReport) -> bool:
-        before = self._last_ok(layer.name)
-        sizes = {layer.n_parameters, 0 if before is None else before.n_parameters}
-        return layer.status == "ok" and 0 not in sizes and len(sizes) > 1
+        """Return whether a layer has another number of parameters than at its last reading; 0 is not known."""
+        before = self._last_ok(layer.name) if layer.status == "ok" else None
+        if before is None or 0 in (before.n_parameters, layer.n_parameters):
+            return False
+        return before.n_parameters != layer.n_parameters
 
     def _last_ok(self, name: str) -> LayerReport | None:
         readings = reversed(self._readings(self._read, name))

@@ -14,6 +14,8 @@ from typing import Any
 
 from torch import nn
 
+from esdmon.errors import expand_home
+
 STATE = "trainer_state.json"
 """Name of the Trainer's own file in a checkpoint."""
 
@@ -59,7 +61,7 @@ def _of_trainer(args: Any, state: Any) -> Path:
             return Path(folder)
     given = os.environ.get("TENSORBOARD_LOGGING_DIR")
     if given:
-        return Path(given).expanduser()
+        return expand_home(given)
     runs = Path(args.output_dir) / "runs"
     found = {path.parent for path in runs.rglob("events.out.tfevents.*")}
     theirs = [folder for folder in found if not folder.name.startswith("esdmon")]

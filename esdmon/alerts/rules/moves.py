@@ -23,7 +23,7 @@ from esdmon.records import LayerReport
 
 SPREAD = 1.05
 """Factor of the stable rank from which the learned directions shrink more than the others; our choice."""
-# All of these are our choice.
+# So are all of these.
 _DECAYING = 0.5  # of the length of a step: for a gradient without decay it is about 0, for decay alone 1
 _SHRUNK = 1.1  # factor below its baseline from which a norm has shrunk, as in `norm_decay`
 _SEEN = 4  # readings in which a norm has fallen more than once: those under test, and the one before

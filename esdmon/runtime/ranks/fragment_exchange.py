@@ -97,7 +97,7 @@ class FragmentExchange:
         """Listen on the job's interface, and return the address as `host port`.
 
         Raises:
-            OSError: if there is no such address, or no file descriptor.
+            OSError: if the interface has no such address, or the process has no free file descriptor.
             RuntimeError: if no thread can be started.
         """
         host = own_address()

@@ -20,9 +20,9 @@ _log = logging.getLogger("esdmon")
 
 @final
 class RemoteReader(Readings):
-    """Like `ReadingPipeline`, but sends readings to rank 0 as soon as they are ready, without waiting for a step.
+    """Read what rank 0 assigns to this rank, and send each reading to rank 0 as soon as it is ready.
 
-    Rank 0 assigns all readings, keeps and counts them, and makes the reports.
+    It takes the place that `ReadingPipeline` has on rank 0, which keeps and counts all readings, and makes the reports.
     """
 
     is_idle = False
